@@ -11,11 +11,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
-  bench bench-chaos bench-kinds bench-crowd \
+.PHONY: help install vllm clients clients-page run demo test soak check lint-dashboards lint-infra lint-metrics docs \
+  bench bench-chaos bench-kinds bench-crowd bench-overload bench-resets \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv experiments experiments-quick proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv bench-phases \
+  experiments experiments-quick \
+  experiments-tables proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +59,7 @@ down: ## Stops the mesh
 	@test ! -x $(BIN)/shunt || $(BIN)/shunt down
 
 test: $(INSTALLED) vllm clients ## Runs every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --durations 40
 	.venv-vllm/bin/python -m pytest -n auto tests/vllm
 
 soak: $(INSTALLED) vllm ## Runs what takes longer: clouds that take nodes, meshes of vLLM, lost leaders
@@ -76,6 +78,11 @@ lint-metrics: ## Has promtool (Debian: prometheus) judge the rules, and plays ca
 	promtool check rules deploy/prometheus/rules.yaml
 	promtool check config --syntax-only deploy/prometheus/*-scrape.yaml
 	promtool test rules deploy/prometheus/rules_test.yaml
+
+lint-dashboards: ## Has Grafana's schema judge deploy/grafana, by npm
+	@npm install --prefix .venv-infra/grafana --no-save --no-package-lock --no-audit --no-fund \
+	  --silent @grafana/schema@12.1.0 typescript@5.9.3
+	node deploy/grafana/check.mjs .venv-infra/grafana
 
 lint-infra: ## Judges deploy/ec2 with checkov, in an environment of its own
 	@test -x .venv-infra/bin/checkov \
@@ -104,6 +111,12 @@ bench-kinds: $(INSTALLED) ## Kills engines under structured answers, tools, seve
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
 	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
 
+bench-overload: $(INSTALLED) ## Asks a mesh for ten times what it can do, and leaves 2,000 streams
+	$(BIN)/python -m bench.overload --out bench/out/overload.json
+
+bench-resets: $(INSTALLED) ## Resets 10,000 streams at each door: nothing is left behind
+	$(BIN)/python -m bench.resets --out bench/out/resets.json
+
 bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 streams
 	$(BIN)/python -m bench.rolling --out bench/out/rolling.json
 
@@ -121,6 +134,9 @@ bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how s
 
 bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
 	$(BIN)/python -m bench.kv --out bench/out/kv.json
+
+bench-phases: $(INSTALLED) ## Goodput with prefill and decode apart, and together
+	$(BIN)/python -m bench.phases --out bench/out/phases.json
 
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json
@@ -143,11 +159,14 @@ bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decodin
 bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
 	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
 
-experiments: $(INSTALLED) ## Runs every experiment on simulated fleets; reports land in experiments/out
+experiments: $(INSTALLED) ## Runs every experiment; reports and figures land in experiments/out
 	$(BIN)/python -m experiments --report experiments/out
 
-experiments-quick: $(INSTALLED) ## Runs one seed of each, and compares with what is expected
-	$(BIN)/python -m experiments --quick
+experiments-quick: $(INSTALLED) ## Runs a part of each, and compares with what is expected
+	$(BIN)/python -m experiments --size quick
+
+experiments-tables: $(INSTALLED) ## Writes anew what is expected of all experiments, and their READMEs' tables
+	$(BIN)/python -m experiments --write --size tiny --size quick --size full
 
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json

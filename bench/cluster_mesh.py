@@ -155,12 +155,15 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             RuntimeSettings(),
             provider=stand_in,
             engines=stand_in,
-            kv=KvSources("replay", 0.0, clock),
+            kv=KvSources("replay", 0.0, clock, lambda _: ()),
             planning=stand_in,
             journal=journal,
             events=events,
             journaled=Journaled(
-                streams=lambda _: (), lengths=lambda _: AnswerLengths(), rates=lambda _, __: Rates()
+                streams=lambda _: (),
+                lengths=lambda _: AnswerLengths(),
+                rates=lambda _, __: Rates(),
+                promise=lambda _: {},
             ),
             heads_changed=Signal(),
             clock=clock,

@@ -159,6 +159,8 @@ class StreamRecord:
     """What a reader of one stream saw."""
 
     generation_id: str = ""
+    thoughts: str = ""
+    """Told apart, before the text."""
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -208,9 +210,11 @@ async def read_events(response: httpx.Response, record: StreamRecord) -> None:
         for choice in event["choices"]:
             delta = choice.get("delta") or {}
             record.roles += "role" in delta and delta["role"] is not None
+            thought = delta.get("reasoning_content") or ""
             content = delta.get("content") or choice.get("text") or ""
-            if content:
-                record.text += content
+            record.thoughts += thought
+            record.text += content
+            if thought or content:
                 record.arrivals_s.append(time.monotonic())
             record.finish_reason = choice.get("finish_reason") or record.finish_reason
 

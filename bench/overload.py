@@ -5,10 +5,14 @@
 - `capacity`: answers a second while as many ask as can be served, none of them with a deadline;
 - `overload`: ten times as many requests a second, for a minute, each with a deadline to its first
   token: how many were accepted, answered and refused, goodput over capacity, how soon a refusal
-  came, how far predictions of first tokens were off, and what of the cores that it shares with
-  the mesh the client had itself;
+  came and how soon its router had made it, how far predictions of first tokens were off, what of
+  the cores that it shares with the mesh the client had itself, and how late it was for its own
+  moments;
 - `tenants`: first tokens of one that asks now and then, alone and beside one that floods;
 - `abandoned`: the first token of a live request behind streams that were opened and closed.
+
+Capacity and goodput are rates of a mesh that has been busy for as long as an answer takes: one that
+begins empty reads a batch of prompts whose answers come behind the end.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -44,6 +48,13 @@ FLOOD = 10.0
 WORDS = ("sea", "wind", "boat", "stone", "light", "north", "river", "salt", "rope", "night")
 
 
+class Window(NamedTuple):
+    """Of a load, the part that counts, in seconds from its start."""
+
+    from_s: float
+    until_s: float
+
+
 @dataclass
 class Load:
     """Requests and what became of them."""
@@ -51,16 +62,18 @@ class Load:
     answers: list[crowd.Answer] = field(default_factory=list)
     asked_s: list[float] = field(default_factory=list)
     """When each began, from the start."""
+    late_s: list[float] = field(default_factory=list)
+    """By how much each began later than it was to: the client had no core."""
 
-    def rate(self, until_s: float) -> float:
-        """Answers a second up to then, those that were under way counted as far as they had come:
-        what is offered ends at once, and the last answers do not."""
+    def rate(self, from_s: float, until_s: float) -> float:
+        """Answers a second between these moments, each counted as far as it came in between."""
         done = 0.0
         for asked_s, answer in zip(self.asked_s, self.answers, strict=True):
             first_s, end_s = asked_s + answer.first_s, asked_s + answer.took_s
-            if answer.outcome == "answered" and first_s < until_s:
-                done += min(1.0, (until_s - first_s) / max(end_s - first_s, 1e-9))
-        return done / until_s
+            if answer.outcome == "answered":
+                within_s = min(end_s, until_s) - max(first_s, from_s)
+                done += max(0.0, within_s) / max(end_s - first_s, 1e-9)
+        return done / (until_s - from_s)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -114,6 +127,7 @@ class Asker:
         while (due_s := due_s + self._random.expovariate(a_second)) < for_s:
             await asyncio.sleep(max(0.0, began_s + due_s - time.monotonic()))
             load.asked_s.append(time.monotonic() - began_s)
+            load.late_s.append(load.asked_s[-1] - due_s)
             tasks.append(asyncio.create_task(self.ask(headers)))
         load.answers = list(await asyncio.gather(*tasks))
         return load
@@ -129,14 +143,21 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def refusals(log: Path) -> list[float]:
+    """Seconds that a router had each request that it has refused for the load so far."""
+    lines = (json.loads(line) for line in log.read_text().splitlines() if '"status": 429' in line)
+    return [line["duration_s"] for line in lines]
+
+
 async def overloaded(
-    asker: Asker, capacity: float, for_s: float, headers: Mapping[str, str]
+    asker: Asker, capacity: float, window: Window, headers: Mapping[str, str], log: Path
 ) -> dict[str, Any]:
-    """The report of ten times the capacity."""
+    """The report of ten times the capacity; `log` is the router's."""
     within = {**headers, "x-shunt-deadline-ms": str(DEADLINE_MS)}
-    spent_s = time.process_time()
-    load = await asker.open(FLOOD * capacity, for_s, within)
+    spent_s, before = time.process_time(), len(refusals(log))
+    load = await asker.open(FLOOD * capacity, window.until_s, within)
     spent_s = time.process_time() - spent_s
+    in_router_s = refusals(log)[before:]
     outcomes, answered, refused = load.outcomes, load.answered, load.refused
     accepted = len(load.answers) - len(refused)
     return {
@@ -145,11 +166,19 @@ async def overloaded(
         "answered": len(answered),
         "refused": len(refused),
         "failures": {k: n for k, n in outcomes.items() if k not in ("answered", "refused")},
-        "goodput_over_capacity": round(load.rate(for_s) / capacity, 3),
+        "goodput_over_capacity": round(load.rate(*window) / capacity, 3),
         "client_cpu_s": round(spent_s, 2),
+        "client_late_s": {
+            "median": quantile(load.late_s, 0.5),
+            "p99": quantile(load.late_s, 0.99),
+        },
         "refused_in_s": {
             "median": quantile([a.took_s for a in refused], 0.5),
             "p99": quantile([a.took_s for a in refused], 0.99),
+        },
+        "refused_in_router_s": {
+            "median": quantile(in_router_s, 0.5),
+            "p99": quantile(in_router_s, 0.99),
         },
         "first_token_s": {
             "median": quantile([a.first_s for a in answered], 0.5),
@@ -251,16 +280,18 @@ async def run(
     """All parts, one after another."""
     port, headers = mesh.http_port, bearer(keys["flood"])
     asker = Asker(port, 1, options.answer_tokens)
-    await asker.closed(options.streams, 5.0, headers)  # steps are measured, kernels are warm
-    alone = await asker.closed(options.streams, options.alone_s, headers)
-    capacity = alone.rate(options.alone_s)
+    alone = Window(options.fill_s, options.fill_s + options.alone_s)
+    load = await asker.closed(options.streams, alone.until_s, headers)
+    capacity = load.rate(*alone)
     report: dict[str, Any] = {
         "answer_tokens": options.answer_tokens,
         "deadline_ms": DEADLINE_MS,
         "capacity_a_second": round(capacity, 2),
     }
     async with crowd.counted_events(mesh) as events:
-        report["overload"] = await overloaded(asker, capacity, options.overload_s, headers)
+        window = Window(options.fill_s, options.fill_s + options.overload_s)
+        log = mesh.data_dir / "logs" / "router-0.log"
+        report["overload"] = await overloaded(asker, capacity, window, headers, log)
         report["predicted"] = await prediction_errors(f"http://127.0.0.1:{admin_port}")
         report["tenants"] = await two_tenants(
             Asker(port, 2, options.answer_tokens), asker, capacity, options.tenants_s, keys
@@ -304,9 +335,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answer-tokens", type=int, default=ANSWER_TOKENS)
     parser.add_argument("--streams", type=int, default=32, help="at once, to find the capacity")
+    parser.add_argument("--fill-s", type=float, default=30.0, help="before anything counts")
     parser.add_argument("--alone-s", type=float, default=30.0)
     parser.add_argument("--overload-s", type=float, default=60.0)
     parser.add_argument("--tenants-s", type=float, default=40.0)
     parser.add_argument("--abandoned", type=int, default=2000)
+    parser.add_argument("--quick", action="store_true", help="all of it, a third as long")
     parser.add_argument("--out", type=Path)
-    sys.exit(asyncio.run(_main(parser.parse_args())))
+    given = parser.parse_args()
+    if given.quick:
+        for name in ("fill_s", "alone_s", "overload_s", "tenants_s", "abandoned"):
+            setattr(given, name, getattr(given, name) // 3)
+    sys.exit(asyncio.run(_main(given)))

@@ -27,7 +27,7 @@ from typing import Any
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
-from shuntserve.engine.v1 import engine_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
 from services.cli.key_files import add_key
@@ -94,8 +94,8 @@ class Bench:
         self.idle.append(connection)
         return first_s
 
-    async def at_head(self, max_tokens: int, index: int) -> float:
-        """The same request at a head itself."""
+    def asked(self, max_tokens: int, index: int) -> tuple[Any, engine_pb2.GenerateRequest]:
+        """A head's stub, and the same request for it."""
         route = self.routes[index % len(self.routes)]
         ask = Ask(
             model=route.model.model_id,
@@ -106,8 +106,13 @@ class Bench:
         drawn = Drawn(f"bench-{secrets.token_hex(8)}", 1, int(time.time()))
         request = ask.resolve(self.model.facts, self.model.prompt(ask, 0).ids, drawn)
         message = generate_call_to(GenerateCall(request, 1, route.formation_id))
+        return self.heads[route.address], message
+
+    async def at_head(self, max_tokens: int, index: int) -> float:
+        """Seconds to the first token at a head itself; reads the whole stream."""
+        stub, message = self.asked(max_tokens, index)
         began_s = time.perf_counter()
-        call = self.heads[route.address].Generate(message, timeout=TIMEOUT_S)
+        call = stub.Generate(message, timeout=TIMEOUT_S)
         first_s, tokens = 0.0, 0
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,22 @@ def of_dashboards() -> Iterator[Told]:
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):
-                expression = target["expr"]
-                for name, value in VARIABLES.items():
-                    expression = expression.replace(name, value)
                 place = f"{path.name}: {panel['title']}"
-                yield Told(place, expression, target["legendFormat"])
+                yield Told(place, _filled(target["expr"]), target["legendFormat"])
+
+
+def of_variables() -> Iterator[Told]:
+    """Of each variable of a dashboard: whose label's values it has, and which label."""
+    for path in DASHBOARDS:
+        for variable in json.loads(path.read_text())["templating"]["list"]:
+            if variable["type"] == "query":
+                asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+                assert asked is not None, variable
+                place = f"{path.name}: ${variable['name']}"
+                yield Told(place, _filled(asked[1]), f"{{{{{asked[2]}}}}}")
+
+
+def _filled(expression: str) -> str:
+    for name, value in VARIABLES.items():
+        expression = expression.replace(name, value)
+    return expression

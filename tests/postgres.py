@@ -150,7 +150,7 @@ class Cluster:
     def admin(self) -> psycopg.Connection[tuple[object, ...]]:
         import psycopg
 
-        return psycopg.connect(self.uri(), autocommit=True, connect_timeout=5)
+        return psycopg.connect(self.uri(), autocommit=True, connect_timeout=60)
 
     def uri(self, schema: str = "public", password: str = PASSWORD) -> str:
         """Of one schema: a journal of its own."""

@@ -16,7 +16,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ libgomp1 li
  && mkdir -p /var/lib/shunt/store /opt/cache \
  && chown -R shunt:shunt /var/lib/shunt /opt/cache \
  && python3 -m venv /opt/shunt
-COPY constraints-vllm.txt constraints.txt pyproject.toml deploy/images/install.sh /build/
+COPY constraints-vllm.txt constraints.txt pyproject.toml deploy/vllm/cuda-pins.sh \
+     deploy/images/install.sh /build/
 
 FROM base AS package
 COPY hatch_build.py README.md LICENSE /build/

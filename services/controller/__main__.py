@@ -14,10 +14,9 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
-import uvloop
 from shuntserve.launcher.v1 import launcher_pb2_grpc
 
-from services.common import channels, logs, settings, telemetry
+from services.common import channels, event_loop, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
 from services.common.roles import Role
@@ -263,7 +262,7 @@ def main() -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             locks.enter_context(lock(path))
         try:
-            uvloop.run(serve(chosen))
+            event_loop.run(serve(chosen))
         except ShuntError as error:
             setting = f"{chosen.name_of(error.field)}: " if error.field == "journal" else ""
             print(f"controller: {setting}{error.message}", file=sys.stderr)

@@ -86,8 +86,14 @@ class AssembledController:
             tls=settings.tls,
             offer_of=self._offer_of,
             stages=settings.planned_stages,
+            phases=settings.planned_phases,
         )
-        kv = KvSources(settings.handover, settings.handover_keep_s, clock)
+        kv = KvSources(
+            settings.handover,
+            settings.handover_keep_s,
+            clock,
+            lambda formation_id: self._runtime.cluster.view.members(formation_id),
+        )
         self._runtime = ClusterRuntime(
             self._cluster(facts, recovered, clock()),
             settings.runtime,
@@ -101,6 +107,7 @@ class AssembledController:
                 streams=lambda formation_id: self._generations.streams(formation_id),
                 lengths=lambda model: self._generations.lengths(model),
                 rates=lambda model, room: self._generations.rates(model, room),
+                promise=lambda formation_id: self._generations.promise(formation_id),
             ),
             heads_changed=heads_changed,
             clock=clock,

@@ -6,20 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
-from services.controller.core.cluster.actions import DepartFormation
+from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
 from services.controller.core.departure.lengths import AnswerLengths
-from services.controller.core.departure.move import Move, Rates, Stream
-from services.controller.core.departure.schedule import at_once
-from services.controller.engines import Engines
+from services.controller.core.departure.move import Choice, Move, Rates, Stream
+from services.controller.core.departure.schedule import at_once, cheapest
+from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.engines import Engines, Heir
 from services.controller.event_log import EventLog
+from services.controller.kv_sources import Handover, kv_members, source_of
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ class Journaled:
     lengths: Callable[[ModelRef], AnswerLengths]
     rates: Callable[[ModelRef, float], Rates]
     """Of moves, into room for so many positions."""
+    promise: Callable[[str], Mapping[str, ServingHead]]
+    """Where those that run in a formation will rather go on, by name."""
 
 
 class Departures:
@@ -45,12 +50,14 @@ class Departures:
         journaled: Journaled,
         events: EventLog,
         *,
+        handover: Handover,
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._engines = engines
         self._journaled = journaled
         self._events = events
+        self._handover = handover
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
@@ -89,13 +96,49 @@ class Departures:
         )
         return max(0.0, sum(beside.values()) - taken)
 
-    def end(self, formation_id: str, *, travels: bool) -> None:
-        """All that still runs there leaves it now, with its blocks where these travel."""
+    async def copy_ahead(self, action: CopyAhead) -> None:
+        """Has blocks of what runs there go ahead to where it will go on: to formations that serve,
+        else to who follows its own. Raises ShuntError."""
+        name, view = action.formation_id, self._cluster.view
+        runs_at = view.runs_at(name)
+        if runs_at is None:
+            return
+        heirs: dict[str, list[str]] = {}
+        promised = self._journaled.promise(name)
+        for move in self._at_once(name, runs_at.model):
+            if move.choice is Choice.PUSH:
+                head = promised.get(move.generation_id)
+                there = head.route.formation_id if head is not None else ""
+                heirs.setdefault(there, []).append(move.generation_id)
+        if not heirs:
+            return
+        members = {there: view.members(there) if there else action.followers for there in heirs}
+        ahead = await self._engines.copy_ahead(
+            source_of(name, action.members),
+            action.head,
+            [Heir(kv_members(members[there]), frozenset(names)) for there, names in heirs.items()],
+            action.limit_s,
+        )
+        self._events.add(
+            "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
+        )
+
+    def end(self, formation_id: str) -> frozenset[str]:
+        """All that still runs there leaves it now; names of those whose ids are read again, whether
+        or not blocks travel."""
         runs_at = self._cluster.view.runs_at(formation_id)
-        if runs_at is not None:
-            streams = self._journaled.streams(formation_id)
-            moves = at_once(streams, self._clock(), travels=travels)
-            self._tell(runs_at.pipeline_id, moves)
+        if runs_at is None:
+            return frozenset()
+        moves = self._at_once(formation_id, runs_at.model)
+        self._tell(runs_at.pipeline_id, moves)
+        return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
+
+    def _at_once(self, formation_id: str, model: ModelRef) -> tuple[Move, ...]:
+        """What becomes of each that runs in a formation, if all leave it now."""
+        streams, now_s = self._journaled.streams(formation_id), self._clock()
+        if self._handover == "auto":
+            return cheapest(streams, self._journaled.rates(model, inf), now_s)
+        return at_once(streams, now_s, travels=self._handover == "kv")
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:
         for move in moves:

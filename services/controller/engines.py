@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Iterable,
     Iterator,
     Sequence,
 )
@@ -19,6 +20,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, telemetry, wire
 from services.common.errors import DeadlineExceeded, Unavailable
+from services.common.exchange import KvMember, KvSource
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, StageHolding, StageSpec
 from services.common.roles import Role
@@ -39,6 +41,35 @@ class EngineTimeouts:
     drain_s: float = 10.0
     cancel_s: float = 2.0
     probe_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """Processes that are to go on with generations, each with the layers it will have."""
+
+    members: tuple[KvMember, ...]
+    generation_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WentAhead:
+    """What has gone ahead of a formation's generations."""
+
+    rounds: int = 0
+    blocks: int = 0
+    size_bytes: int = 0
+    """From process to process."""
+    took_s: float = 0.0
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """For the event log."""
+        return {
+            "rounds": str(self.rounds),
+            "blocks": str(self.blocks),
+            "bytes": str(self.size_bytes),
+            "took_s": f"{self.took_s:.3f}",
+        }
 
 
 class Engines:
@@ -127,17 +158,42 @@ class Engines:
         head: Member,
         *,
         keep_kv: bool = False,
+        replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
         """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
-        its stages keep what they hold of them."""
+        its stages keep what they hold of them, but of those that are `replayed`."""
         request = engine_pb2.DrainRequest(
-            formation_id=formation_id, keep_kv=keep_kv, running_generation_ids=sorted(running)
+            formation_id=formation_id,
+            keep_kv=keep_kv,
+            replayed_generation_ids=sorted(replayed),
+            running_generation_ids=sorted(running),
         )
         with _domain_errors():
             stub = self._stub(head.address)
             reply = await stub.Drain(request, timeout=self._timeouts.drain_s)
         return reply.sealed_generations
+
+    async def copy_ahead(
+        self, source: KvSource, head: Member, heirs: Iterable[Heir], limit_s: float
+    ) -> WentAhead:
+        """Has blocks of what the source's formation runs go ahead to its heirs."""
+        request = engine_pb2.CopyKvRequest(
+            formation_id=source.formation_id,
+            heirs=[
+                engine_pb2.KvHeir(
+                    members=map(wire.kv_member_to, heir.members),
+                    generation_ids=sorted(heir.generation_ids),
+                )
+                for heir in heirs
+            ],
+            source=wire.kv_source_to(source),
+            limit_s=limit_s,
+        )
+        with _domain_errors():
+            stub = self._stub(head.address)
+            said = await stub.CopyKv(request, timeout=limit_s + self._timeouts.drain_s)
+        return WentAhead(said.rounds, said.blocks, said.copied_bytes, said.copied_s)
 
     async def cancel(
         self, address: str, generation_id: str, choice: int | None, reason: CancelReason

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 
 from services.common.errors import ShuntError
 from services.common.nodes import Member
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -26,7 +27,9 @@ from services.controller.kv_sources import KvSources
 _log = logging.getLogger(__name__)
 
 
-FormationAction = LoadStage | FormPipeline | DissolveFormation | DepartFormation | DrainFormation
+FormationAction = (
+    LoadStage | FormPipeline | DissolveFormation | CopyAhead | DepartFormation | DrainFormation
+)
 
 
 class Formations:
@@ -71,10 +74,12 @@ class Formations:
                 self._end_departure(action.formation_id)
                 left = self._begin(self._depart(action), action.head.node_id)
                 self._departing[action.formation_id] = left
+            case CopyAhead():
+                self._begin(self._copy_ahead(action), action.head.node_id)
             case DrainFormation():
                 self._end_departure(action.formation_id)
-                self._departures.end(action.formation_id, travels=self._kv.travels)
-                self._begin(self._drain(action), action.head.node_id)
+                replayed = self._departures.end(action.formation_id)
+                self._begin(self._drain(action, replayed), action.head.node_id)
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
@@ -115,6 +120,15 @@ class Formations:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         self._begin_all(self._turns.left(member.incarnation, formation_id))
 
+    async def _copy_ahead(self, action: CopyAhead) -> None:
+        try:
+            await self._departures.copy_ahead(action)
+        except ShuntError as error:
+            _log.warning("blocks do not go ahead", extra={"why": error.message})
+        finally:
+            self._cluster.copied(action.formation_id, self._clock())
+            self._stir()
+
     async def _depart(self, action: DepartFormation) -> None:
         await self._departures.leave(action)
         self._stir()
@@ -125,12 +139,14 @@ class Formations:
         if departing is not None:
             departing.cancel()
 
-    async def _drain(self, action: DrainFormation) -> None:
+    async def _drain(self, action: DrainFormation, replayed: Collection[str]) -> None:
         kv, name = self._kv, action.formation_id
         kv.drains(name, action.members)
         sealed = None
         try:
-            sealed = await self._engines.drain(name, action.head, keep_kv=kv.travels)
+            sealed = await self._engines.drain(
+                name, action.head, keep_kv=kv.travels, replayed=replayed if kv.travels else ()
+            )
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:

@@ -71,7 +71,7 @@ class LedgerRuntime:
         heads: Callable[[], Sequence[ServingHead]],
         coming: Callable[[], Coming],
         runs_at: Callable[[str], RunsAt | None],
-        kv_source: Callable[[str], KvSource | None],
+        kv_source: Callable[[str, bool], KvSource | None],
         deployed: Callable[[ModelRef], bool],
         heads_changed: Signal,
         clock: Callable[[], float],
@@ -155,7 +155,7 @@ class LedgerRuntime:
                 raise
             try:
                 if outcome is not None:
-                    return self._with_source(await self._settle(outcome), left)
+                    return self._with_source(await self._settle(outcome), left, question.handed_on)
                 self._check_deployed(question)
                 left_s = give_up_s - self._clock()
                 if left_s <= 0:
@@ -165,11 +165,12 @@ class LedgerRuntime:
                 self._ledger.left(question.generation_id, self._clock())
                 raise
 
-    def _with_source(self, grant: Grant, left: str) -> Grant:
-        """Says where blocks may be had of a formation that it has just left."""
+    def _with_source(self, grant: Grant, left: str, handed_on: bool) -> Grant:
+        """Says where blocks may be had of a formation that it has just left, or that handed it
+        on."""
         if grant.head is None or grant.head.formation_id == left:
             return grant
-        return replace(grant, kv_source=self._kv_source(left))
+        return replace(grant, kv_source=self._kv_source(left, handed_on))
 
     def model_of(self, generation_id: str) -> ModelRef | None:
         """The version a generation was admitted for; None for one that is not known."""
@@ -253,6 +254,10 @@ class LedgerRuntime:
     def streams(self, formation_id: str) -> tuple[Stream, ...]:
         """Generations that run in a formation."""
         return self._ledger.streams(formation_id)
+
+    def promise(self, formation_id: str) -> dict[str, ServingHead]:
+        """Where the generations that run in a formation will rather go on, by name."""
+        return self._ledger.promise(formation_id, self._heads())
 
     def lengths(self, model: ModelRef) -> AnswerLengths:
         """Of a model's answers, as seen so far."""

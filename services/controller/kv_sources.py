@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 
-Handover = Literal["replay", "kv"]
+Handover = Literal["auto", "replay", "kv"]
 
 
 @dataclass(slots=True)
@@ -23,22 +23,39 @@ class _Kept:
     """Or that failed."""
 
 
+def kv_members(members: Iterable[Member]) -> tuple[KvMember, ...]:
+    """As whoever moves blocks knows them."""
+    return tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
+
+
+def source_of(formation_id: str, members: Iterable[Member]) -> KvSource:
+    """A formation, as whoever fetches its blocks knows it."""
+    return KvSource(formation_id, kv_members(members))
+
+
 class KvSources:
     """A memory of some seconds: whoever is not told computes what it goes on from."""
 
-    def __init__(self, handover: Handover, keep_s: float, clock: Callable[[], float]) -> None:
-        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer."""
+    def __init__(
+        self,
+        handover: Handover,
+        keep_s: float,
+        clock: Callable[[], float],
+        members: Callable[[str], Sequence[Member]],
+    ) -> None:
+        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer.
+        `members` of a formation that lives."""
+        self.handover: Handover = handover
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
-        self._keep_s, self._clock = keep_s, clock
+        self._keep_s, self._clock, self._members = keep_s, clock, members
         self._kept: dict[str, _Kept] = {}
 
     def drains(self, formation_id: str, members: Sequence[Member]) -> None:
         """A formation is being sealed, and its stages keep what they have."""
         if self.travels:
-            those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
             nodes = frozenset(member.node_id for member in members)
-            self._kept[formation_id] = _Kept(KvSource(formation_id, those), nodes)
+            self._kept[formation_id] = _Kept(source_of(formation_id, members), nodes)
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""
@@ -47,12 +64,16 @@ class KvSources:
             kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
             kept.sealed.set()
 
-    def of(self, formation_id: str) -> KvSource | None:
-        """Where blocks of its generations may be had."""
+    def of(self, formation_id: str, handed_on: bool) -> KvSource | None:
+        """Where blocks of its generations may be had; what it `handed_on` has some whatever becomes
+        of others, for as long as the formation lives."""
         now_s = self._clock()
         self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
         kept = self._kept.get(formation_id)
-        return kept.source if kept is not None else None
+        if kept is not None:
+            return kept.source
+        members = self._members(formation_id) if handed_on else ()
+        return source_of(formation_id, members) if members else None
 
     async def over(self, node_id: str) -> None:
         """Returns when nobody is told any more that the node keeps something."""

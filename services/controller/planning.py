@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,12 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.nodes import NodeShape, StageSpec
+from services.common.phases import PipelinePhase
 from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.difference import StageToBe
+from services.controller.core.cluster.given_phases import handing_on, in_phases, is_split
 from services.controller.core.cluster.given_stages import plan_of_stages
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
@@ -26,50 +28,20 @@ from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
 from services.controller.diffs import Estimated, Estimating
 from services.controller.what_ifs import Answers, LikeNodes
+from services.controller.wire_placement import (
+    flows_question,
+    model_to,
+    node_to,
+    nodes_to,
+    objective_to,
+    pipeline_to,
+    resident_to,
+    workload_to,
+)
 
-MAX_TOKENS = 1 << 24
-_OBJECTIVES = {
-    "throughput": placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
-    "throughput-per-cost": placement_pb2.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
-    "goodput-per-cost": placement_pb2.OBJECTIVE_KIND_GOODPUT_PER_COST,
-}
-
+_log = logging.getLogger(__name__)
 _RUNNERS_UP = 4
 """Plans that are told of beside the one that is taken."""
-
-
-def _node(
-    name: str, shape: NodeShape, offer: Offer | None = None, *, on_offer: bool = False
-) -> placement_pb2.Node:
-    """As placement knows it; what nobody names a price for is free."""
-    node = placement_pb2.Node(
-        node_id=name,
-        device_type=shape.device_type,
-        device_count=shape.device_count,
-        memory_bytes=shape.memory_bytes // shape.device_count,  # of each
-        relative_speed=shape.relative_speed,
-        backend=shape.backend,
-    )
-    if offer is not None:
-        node.price_per_hour = offer.price_per_hour or 0.0
-        node.pool = offer.pool
-        node.spot = offer.spot
-        node.interruptions_per_hour = offer.interruptions_per_hour
-        node.ready_in_s = offer.launch_s if on_offer else 0.0
-    return node
-
-
-def _workload(workload: Workload) -> placement_pb2.Workload:
-    """Tokens that are not known are placement's to assume."""
-    return placement_pb2.Workload(
-        input_tokens=_tokens(workload.input_tokens),
-        output_tokens=_tokens(workload.output_tokens),
-        arrival_rate_rps=workload.arrival_rate_rps,
-    )
-
-
-def _tokens(mean: float) -> int:
-    return max(1, min(round(mean), MAX_TOKENS)) if mean else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +51,6 @@ class _Named:
     shape: NodeShape
     node_id: str = ""
     offer_id: str = ""
-
-
-def _objective(aim: Aim, *, priced: bool, budget_per_hour: float = 0.0) -> placement_pb2.Objective:
-    """Where nobody names a price, cost counts for nothing."""
-    kind = _OBJECTIVES[aim.objective]
-    return placement_pb2.Objective(
-        kind=kind if priced else placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
-        budget_per_hour=budget_per_hour,
-        ttft_target_s=aim.ttft_target_s,
-        tpot_target_s=aim.tpot_target_s,
-    )
-
-
-def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
-    return placement_pb2.Pipeline(
-        stages=[
-            placement_pb2.Stage(
-                node_id=stage.node_id,
-                layers=wire.layers_to(stage.layers),
-                tp_degree=stage.tp_degree,
-            )
-            for stage in stages
-        ]
-    )
 
 
 def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
@@ -142,11 +90,12 @@ class Planning:
         tls: TlsSettings | None = None,
         offer_of: Callable[[str], Offer | None] = _no_offer,
         stages: Sequence[StageSpec] = (),
+        phases: Sequence[PipelinePhase] = (),
     ) -> None:
         """`planner` is a name of the placement API, such as proportional, for whoever wants
         throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
         a node was launched from. With `stages`, every pipeline of one model has these, and
-        placement is not asked for its plan."""
+        placement is not asked for its plan. Pipelines have these `phases`, in their order."""
         self._channel = channels.open_channel(address, Role.PLACEMENT, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
@@ -154,11 +103,13 @@ class Planning:
         self._timeout_s = timeout_s
         self._offer_of = offer_of
         self._stages = tuple(stages)
+        self._phases = tuple(phases)
 
     async def plan(self, question: AskPlan) -> Plan:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
         if self._stages and len(question.goals) == 1:
-            return plan_of_stages(question, self._stages)
+            given = in_phases(plan_of_stages(question, self._stages), self._phases)
+            return await self._in_proportion(given, question.goals)
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
         try:
             if len(question.goals) == 1:
@@ -175,11 +126,12 @@ class Planning:
             tuple(one for answer in answers for one in _alternatives(answer)),
             ((Cause.DEPLOYMENTS if question.running else Cause.FIRST).value,),
         )
-        return replace(_plan_of(question.number, pairs, known), why=why)
+        plan = replace(_plan_of(question.number, pairs, known), why=why)
+        return await self._in_proportion(in_phases(plan, self._phases), question.goals)
 
     async def _plan_one(self, question: AskPlan, goal: Goal) -> placement_pb2.PlanResponse:
         request = placement_pb2.PlanRequest(
-            model=_model(goal),
+            model=model_to(goal),
             nodes=self._nodes(question),
             planner=self._planner,
             pipeline_count=question.pipelines,
@@ -193,13 +145,15 @@ class Planning:
             nodes=self._nodes(question),
             deployments=[
                 placement_pb2.DeploymentSpec(
-                    model=_model(goal),
-                    objective=_objective(goal.aim, priced=self._priced(question)),
+                    model=model_to(goal),
+                    objective=objective_to(goal.aim, priced=self._priced(question)),
                     planner=self._planner_for(goal.aim),
                     pipeline_count=question.pipelines,
                     weight=goal.aim.weight,
                     running=[
-                        _pipeline(p.stages) for model, p in question.running if model == goal.model
+                        pipeline_to(p.stages)
+                        for model, p in question.running
+                        if model == goal.model
                     ],
                 )
                 for goal in question.goals
@@ -208,7 +162,7 @@ class Planning:
         return list((await self._stub.PlanDeployments(request, timeout=self._timeout_s)).plans)
 
     def _nodes(self, question: AskPlan) -> list[placement_pb2.Node]:
-        return [_node(n.node_id, n.shape, self._offer_of(n.node_id)) for n in question.nodes]
+        return [node_to(n.node_id, n.shape, self._offer_of(n.node_id)) for n in question.nodes]
 
     def _priced(self, question: AskPlan) -> bool:
         offers = (self._offer_of(node.node_id) for node in question.nodes)
@@ -239,7 +193,9 @@ class Planning:
             gain=reply.gain,
             horizon_s=wishes.horizon_s,
         )
-        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+        plan = in_phases(replace(plan, why=why), self._phases, question.running)
+        plan = await self._in_proportion(plan, [goal], [question.workload])
+        return NextPlan(plan, reply.gain, why.reasons)
 
     async def divide(self, question: Dividing) -> NextPlan:
         """The next plan of all models that can be served together, or none where what runs stays.
@@ -261,22 +217,49 @@ class Planning:
             gain=reply.gain,
             horizon_s=question.wishes.horizon_s,
         )
-        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+        running = [pipeline for _, pipeline in question.running]
+        plan = in_phases(replace(plan, why=why), self._phases, running)
+        plan = await self._in_proportion(plan, goals, question.workloads)
+        return NextPlan(plan, reply.gain, why.reasons)
+
+    async def _in_proportion(
+        self, plan: Plan, goals: Sequence[Goal], workloads: Sequence[Workload | None] = ()
+    ) -> Plan:
+        """With the rates at which split pipelines are to hand on to each other; without them where
+        there is no answer: then the least loaded goes on."""
+        by_model = {goal.model: goal for goal in goals}
+        workload_of = dict(zip(by_model, workloads, strict=False))
+        deployments = []
+        for one in plan.deployments:
+            if is_split(one):
+                request = flows_question(by_model[one.model], one, workload_of.get(one.model))
+                try:
+                    reply = await self._stub.Estimate(request, timeout=self._timeout_s)
+                except grpc.RpcError as error:
+                    why = from_rpc_error(error).message
+                    _log.warning("placement names no proportions", extra={"why": why})
+                else:
+                    flows = [(flow.prefill, flow.decode, flow.rate_rps) for flow in reply.flows]
+                    one = handing_on(one, flows)
+            deployments.append(one)
+        return replace(plan, deployments=tuple(deployments))
 
     def _all_asked(self, question: Dividing) -> placement_pb2.ReplanDeploymentsRequest:
         wishes = question.wishes
         return placement_pb2.ReplanDeploymentsRequest(
-            nodes=_nodes_asked(question),
+            nodes=nodes_to(question),
             deployments=[
                 placement_pb2.DeploymentSpec(
-                    model=_model(goal),
-                    workload=None if workload is None else _workload(workload),
-                    objective=_objective(goal.aim, priced=True),
+                    model=model_to(goal),
+                    workload=None if workload is None else workload_to(workload),
+                    objective=objective_to(goal.aim, priced=True),
                     weight=goal.aim.weight,
                     running=[
-                        _pipeline(p.stages) for model, p in question.running if model == goal.model
+                        pipeline_to(p.stages)
+                        for model, p in question.running
+                        if model == goal.model
                     ],
-                    resident=_resident(question, goal),
+                    resident=resident_to(question, goal),
                     planner=self._makes_next,
                 )
                 for goal, workload in zip(question.goals, question.workloads, strict=True)
@@ -298,7 +281,9 @@ class Planning:
                     node_ids=group.node_ids,
                     more=None
                     if group.offer is None
-                    else _node(f"{group.name}#more", group.offer.shape, group.offer, on_offer=True),
+                    else node_to(
+                        f"{group.name}#more", group.offer.shape, group.offer, on_offer=True
+                    ),
                 )
                 for group in groups
             ],
@@ -313,9 +298,9 @@ class Planning:
         """What pipelines carry, and what their nodes have to load. Raises a ShuntError when there
         is no answer."""
         request = placement_pb2.EstimateRequest(
-            model=_model(question.goal),
-            nodes=[_node(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
-            pipelines=[_pipeline(stages) for stages in question.pipelines],
+            model=model_to(question.goal),
+            nodes=[node_to(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
+            pipelines=[pipeline_to(stages) for stages in question.pipelines],
             resident=[
                 placement_pb2.ResidentLayers(
                     node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
@@ -335,12 +320,12 @@ class Planning:
     def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
         wishes, goal = question.wishes, question.goal
         return placement_pb2.ReplanRequest(
-            model=_model(goal),
-            nodes=_nodes_asked(question),
-            running=[_pipeline(pipeline.stages) for pipeline in question.running],
-            resident=_resident(question, goal),
-            workload=None if question.workload is None else _workload(question.workload),
-            objective=_objective(goal.aim, priced=True, budget_per_hour=wishes.budget_per_hour),
+            model=model_to(goal),
+            nodes=nodes_to(question),
+            running=[pipeline_to(pipeline.stages) for pipeline in question.running],
+            resident=resident_to(question, goal),
+            workload=None if question.workload is None else workload_to(question.workload),
+            objective=objective_to(goal.aim, priced=True, budget_per_hour=wishes.budget_per_hour),
             horizon_s=wishes.horizon_s,
             notice_s=question.notice_s,
             improve=question.improve,
@@ -352,40 +337,6 @@ class Planning:
 
     async def close(self) -> None:
         await self._channel.close()
-
-
-def _model(goal: Goal) -> placement_pb2.ModelSpec:
-    facts = goal.facts
-    return placement_pb2.ModelSpec(
-        name=facts.model_id,
-        config_json=facts.config_json,
-        part_bytes=facts.part_bytes,
-        backends=facts.backends,
-    )
-
-
-def _nodes_asked(question: Question) -> list[placement_pb2.Node]:
-    """Those that are there first: of equal ones they are taken first."""
-    return [
-        *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
-        *(
-            _node(one.name, one.offer.shape, one.offer, on_offer=True)
-            for one in question.candidates
-        ),
-    ]
-
-
-def _resident(question: Question, goal: Goal) -> list[placement_pb2.ResidentLayers]:
-    return [
-        placement_pb2.ResidentLayers(
-            node_id=node.node_id,
-            layers=wire.layers_to(held.layers),
-            tp_degree=held.tp_degree,
-        )
-        for node in question.nodes
-        for held in node.held
-        if held.model == goal.model
-    ]
 
 
 def _known(question: Question) -> dict[str, _Named]:

@@ -17,6 +17,7 @@ from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
     Beat,
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -143,7 +144,9 @@ class ClusterRuntime:
             clock=clock,
         )
         self.market = self._fleet.market
-        departures = Departures(cluster, engines, journaled, events, clock=clock)
+        departures = Departures(
+            cluster, engines, journaled, events, handover=kv.handover, clock=clock
+        )
         self._formations = Formations(
             cluster, engines, departures, kv, begin=self._begin, stir=self._stir, clock=clock
         )
@@ -374,6 +377,7 @@ class ClusterRuntime:
                 LoadStage()
                 | FormPipeline()
                 | DissolveFormation()
+                | CopyAhead()
                 | DepartFormation()
                 | DrainFormation()
             ):

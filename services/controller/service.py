@@ -17,25 +17,23 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, guards, logs
 from services.common import wire as common_wire
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason
-from services.controller import metrics, wire, wire_demand, wire_plans
-from services.controller.core.cluster.goals import Goal
+from services.controller import metrics, wire, wire_demand
 from services.controller.core.cluster.market import MAX_NOTICE_S
-from services.controller.core.cluster.views import NodeView
 from services.controller.core.ledger.outcomes import ServingHead
-from services.controller.core.ledger.population import Population
 from services.controller.core.shares import TenantShares
 from services.controller.deployments import Deployments
 from services.controller.documents import DocumentRpcs, DocumentRuntime
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
-from services.controller.pages import page
+from services.controller.plan_rpcs import PlanRpcs
 from services.controller.processes import Processes
 from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
+from services.controller.status_rpcs import StatusRpcs
 from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
@@ -58,7 +56,9 @@ class ServiceLimits:
     """Messages of one head that may wait for the journal."""
 
 
-class ControllerService(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
+class ControllerService(
+    DocumentRpcs, PlanRpcs, StatusRpcs, controller_pb2_grpc.ControllerServiceServicer
+):
     """ControllerService."""
 
     def __init__(
@@ -282,55 +282,6 @@ class ControllerService(DocumentRpcs, controller_pb2_grpc.ControllerServiceServi
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
 
-    async def ApplyPlan(
-        self, request: pb.ApplyPlanRequest, context: Context
-    ) -> pb.ApplyPlanResponse:
-        await self._runtime.started.wait()
-        source = wire.name_from(request.source, "source") if request.source else ""
-        number = await self._runtime.apply_plan(request.plan_json, source)
-        return pb.ApplyPlanResponse(number=number)
-
-    async def DiffPlan(self, request: pb.DiffPlanRequest, context: Context) -> pb.DiffPlanResponse:
-        await self._runtime.started.wait()
-        return wire_plans.diff_to(await self._runtime.diff_plan(request.plan_json))
-
-    async def ExplainPlan(
-        self, request: pb.ExplainPlanRequest, context: Context
-    ) -> pb.ExplainPlanResponse:
-        await self._runtime.started.wait()
-        cluster = self._runtime.cluster
-        if cluster.plan is None:
-            raise FailedPrecondition("there is no plan yet")
-        explained = wire_plans.explanation_to(cluster.plan, cluster.view.spares())
-        if request.what_ifs:
-            try:
-                found = await self._what_ifs.answers()
-            except ShuntError as error:
-                explained.what_ifs_lack = f"placement has no answer: {error.message}"
-            else:
-                wire_plans.add_what_ifs(explained, found)
-        return explained
-
-    async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:
-        model = wire.model_from(request.model)
-        aim = wire.aim_from(request.aim)
-        await self._runtime.started.wait()
-        number, model = await self._deployments.deploy(model, aim)
-        return pb.DeployResponse(plan_number=number, model=common_wire.model_to(model))
-
-    async def Undeploy(self, request: pb.UndeployRequest, context: Context) -> pb.UndeployResponse:
-        model_id = wire.name_from(request.model_id, "model_id")
-        await self._runtime.started.wait()
-        return pb.UndeployResponse(plan_number=await self._deployments.undeploy(model_id))
-
-    async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
-        await self._runtime.started.wait()
-        budget = request.budget_per_hour if request.HasField("budget_per_hour") else None
-        told = await self._replans.now(budget)
-        return pb.ReplanResponse(
-            change=told.change, number=told.number, gain=told.gain, reasons=told.reasons
-        )
-
     async def ReportDemand(
         self, request: pb.ReportDemandRequest, context: Context
     ) -> pb.ReportDemandResponse:
@@ -339,73 +290,6 @@ class ControllerService(DocumentRpcs, controller_pb2_grpc.ControllerServiceServi
         self._replans.reported(*demand)
         shares = self._shares.reported(demand[0], routers, tenants, time.monotonic())
         return wire_demand.shares_to(shares)
-
-    async def GetStatus(
-        self, request: pb.GetStatusRequest, context: Context
-    ) -> pb.GetStatusResponse:
-        cluster, market = self._runtime.cluster, self._runtime.market
-        population = self._generations.population()
-        nodes = {node.node_id: node for node in cluster.view.nodes()}
-        pipelines = {pipeline.pipeline_id: pipeline for pipeline in cluster.view.pipelines()}
-        generations = {line.generation_id: line for line in population.open}
-        shown = page(
-            {"nodes": nodes, "pipelines": pipelines, "generations": generations},
-            request.page_size,
-            request.page_token,
-        )
-        answer = pb.GetStatusResponse(
-            nodes=[
-                wire.node_to(nodes[one], market.offer_id_of(one), self._declared(nodes[one]))
-                for one in shown.ids["nodes"]
-            ],
-            pipelines=[wire.pipeline_to(pipelines[one]) for one in shown.ids["pipelines"]],
-            generations=[wire.generation_to(generations[one]) for one in shown.ids["generations"]],
-            next_page_token=shown.next_token,
-        )
-        if not request.page_token:
-            answer.MergeFrom(self._status_of_the_whole(population))
-        return answer
-
-    def _status_of_the_whole(self, population: Population) -> pb.GetStatusResponse:
-        """What only the first page has."""
-        cluster, market = self._runtime.cluster, self._runtime.market
-        deployments = [self._deployment(goal) for goal in cluster.goals.deployed]
-        return pb.GetStatusResponse(
-            router_ids=sorted(self._routers),
-            model=deployments[0].model,
-            newer_digest=deployments[0].newer_digest,
-            deployments=deployments,
-            finished_generations=population.finished,
-            cancelled_generations=population.cancelled,
-            faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.view.faults()],
-            unusable=cluster.view.unusable(),
-            plan=None if cluster.plan is None else wire_plans.plan_to(cluster.plan),
-            offers=[wire.offer_to(offer, market) for offer in market.offers()],
-            budget_per_hour=cluster.settings.budget_per_hour or None,
-            strategy=cluster.settings.strategy.name,
-            cost_per_hour=market.cost_per_hour(),
-            on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
-            spares=[wire.spare_to(spare) for spare in cluster.view.spares()],
-            spares_cost_per_hour=cluster.view.spares_cost_per_hour(),
-            workloads=[
-                wire_demand.workload_to(name, workload, self._replans.open(name))
-                for name in (goal.model.model_id for goal in cluster.goals.deployed)
-                if (workload := self._replans.workload(name)) is not None
-            ],
-        )
-
-    def _deployment(self, goal: Goal) -> pb.DeploymentView:
-        cluster = self._runtime.cluster
-        ready = sum(route.model == goal.model for route in cluster.routes()[1])
-        reasons = (one.unusable for one in cluster.view.models() if one.model == goal.model)
-        return wire.deployment_to(
-            goal, ready, next(reasons, ""), self._deployments.newer_digest(goal.model)
-        )
-
-    def _declared(self, node: NodeView) -> bool:
-        market = self._runtime.market
-        offer = market.offer(market.offer_id_of(node.node_id))
-        return offer is not None and offer.declared
 
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Context

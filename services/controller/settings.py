@@ -17,6 +17,7 @@ from services.common.backends import parse_backends
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.host import usable_cores
 from services.common.nodes import Backend, NodeShape, StageSpec
+from services.common.phases import PipelinePhase, parse_phases
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
 from services.common.stage_layout import parse_stages
@@ -95,10 +96,14 @@ class ControllerSettings(ServiceSettings):
     """What the mesh does when nodes come and go: a row of `core.strategy`."""
     handover: Handover = "replay"
     """How a generation that moves comes to what was computed of it: that is computed again, or
-    blocks of the KV cache go where it goes, and what does not arrive is computed."""
+    blocks of the KV cache go where it goes, and what does not arrive is computed; auto: whichever
+    its reader is expected to wait for less."""
     handover_keep_s: float = Field(default=5.0, gt=0, le=600)
     """Behind its seal, for so long others are told that blocks of a formation may be had, and its
     nodes do not end; engines keep them longer."""
+    handover_ahead_s: float = Field(default=10.0, ge=0, le=600)
+    """Before that, blocks go ahead to where generations will go on, while their formation serves:
+    for so long at most, and no longer than half of the time that a notice leaves."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""
@@ -132,6 +137,9 @@ class ControllerSettings(ServiceSettings):
     stages: str = ""
     """Of every pipeline, as 0-1:tp1,2-5:tp2: layers and ranks of each; then nobody makes plans but
     an operator. Empty: the planner's choice."""
+    phases: str = ""
+    """A phase for each pipeline of a plan that placement makes, in the order of their ids, as
+    prefill,decode; those behind the last one do both. Empty: all do."""
     node_memory_bytes: int = Field(default=2 << 30, gt=0)
     node_device_type: str = "cpu"
     node_ranks: int = Field(default=1, ge=1, le=4)
@@ -282,6 +290,25 @@ class ControllerSettings(ServiceSettings):
                 )
         return value
 
+    @field_validator("phases")
+    @classmethod
+    def _phases_can_be_split(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        try:
+            phases = parse_phases(value)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        launches = info.data.get("provider") in ("local", "docker")
+        speeds = info.data.get("node_speeds", "") if launches else ""
+        pipelines = len(parse_speeds(speeds)) if speeds else len(phases)
+        if len(phases) > pipelines:
+            raise ValueError(f"{len(phases)} phases for {pipelines} pipelines of node_speeds")
+        strategy = info.data.get("strategy", "full")
+        if not STRATEGIES[strategy].migration:
+            raise ValueError(f"{strategy} hands nothing on: leave one of both out")
+        return value
+
     @field_validator("node_backend")
     @classmethod
     def _backends_have_their_pipelines(cls, value: str, info: ValidationInfo) -> str:
@@ -322,6 +349,11 @@ class ControllerSettings(ServiceSettings):
     def planned_stages(self) -> tuple[StageSpec, ...]:
         """Of every pipeline, where they are given."""
         return parse_stages(self.stages) if self.stages else ()
+
+    @property
+    def planned_phases(self) -> tuple[PipelinePhase, ...]:
+        """Of pipelines in their order, where they are given."""
+        return parse_phases(self.phases) if self.phases else ()
 
     @cached_property
     def market(self) -> MarketScript | None:
@@ -433,6 +465,7 @@ class ControllerSettings(ServiceSettings):
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
+            phases=self.planned_phases,
             can_launch=self.provider != "external",
             spares=self.spares,
             budget_per_hour=self.budget_per_hour,
@@ -445,6 +478,7 @@ class ControllerSettings(ServiceSettings):
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s + self._longest_launch_s,
+            ahead_s=0.0 if self.handover == "replay" else self.handover_ahead_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,

@@ -27,6 +27,7 @@ from services.common.exchange import (
 )
 from services.common.generation import GenerationRequest, ModelRef, TokenSpan
 from services.common.nodes import BACKENDS, MOST_DEVICES, NodeFacts, NodeShape
+from services.common.phases import PipelinePhase
 from services.common.speeds import MAX_SPEED
 from services.common.wire_machine import machine_from, machine_to
 from services.common.wire_notices import notice_from
@@ -81,6 +82,11 @@ _PIPELINE_STATES = {
     PipelineState.READY: pb.PIPELINE_STATE_READY,
     PipelineState.DRAINING: pb.PIPELINE_STATE_DRAINING,
     PipelineState.LOST: pb.PIPELINE_STATE_LOST,
+}
+_PIPELINE_PHASES = {
+    PipelinePhase.BOTH: pb.PIPELINE_PHASE_UNSPECIFIED,
+    PipelinePhase.PREFILL: pb.PIPELINE_PHASE_PREFILL,
+    PipelinePhase.DECODE: pb.PIPELINE_PHASE_DECODE,
 }
 _FAULT_KINDS = {
     FaultKind.START: pb.FAULT_KIND_START,
@@ -266,6 +272,7 @@ def question_from(message: pb.ResumeRequest, vocab_size: int | None) -> ResumeQu
         name_from(left, "left_formation_id") if left else "",
         _LEAVE_REASONS.get(message.reason),
         message.unheard_s if message.HasField("unheard_s") else inf,
+        message.handed_on,
     )
 
 
@@ -291,6 +298,7 @@ def route_to(route: Route) -> pb.Route:
         throughput_tokens_per_s=route.throughput_tokens_per_s,
         model=wire.model_to(route.model),
         max_positions=route.max_positions,
+        hands_on=route.hands_on,
     )
 
 
@@ -415,6 +423,7 @@ def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
             )
             for stage in pipeline.stages
         ],
+        phase=_PIPELINE_PHASES[pipeline.phase],
     )
 
 

@@ -11,11 +11,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import uvloop
 from shuntserve.controller.v1 import controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
-from services.common import channels, logs, settings, telemetry
+from services.common import channels, event_loop, logs, settings, telemetry
 from services.common.errors import Aborted
 from services.common.nodes import NodeFacts
 from services.common.notices import NoticeKind
@@ -174,7 +173,7 @@ def main() -> None:
     )
     gc.freeze()  # what was imported stays: no collection looks at it and holds a step for it
     with suppress(KeyboardInterrupt):
-        uvloop.run(serve(chosen, metrics_port))
+        event_loop.run(serve(chosen, metrics_port))
     logging.shutdown()
     sys.stdout.flush()
     # In order, but for threads that nothing ends: one that imports torch would abort the

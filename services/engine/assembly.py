@@ -85,7 +85,7 @@ def assemble(
         yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
-    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s)
+    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s, settings.kv_ahead_share)
     generations = Generations(incarnation, head_settings)
     batches = SchedulerSettings(
         settings.token_budget,
@@ -94,6 +94,7 @@ def assemble(
         settings.min_overlap_rows,
         settings.max_drafts,
         settings.share_prefixes,
+        settings.hurried_rows,
     )
     limits = KvLimits(
         settings.kv_shelf_bytes,

@@ -121,6 +121,7 @@ class ControllerLink:
             timeout=self._timeout_s,
         )
         self.last_heard_s = self._clock()
+        _log.info("registered with the controller")
         call = self._stub.Heartbeat()
         try:
             while True:

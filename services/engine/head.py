@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -21,13 +21,16 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     HeadLoad,
+    KvMember,
+    KvSource,
     Left,
     PrefixNews,
 )
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import Action
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due, Lead, Leaving
+from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.prefix_log import UNTOLD
@@ -37,6 +40,9 @@ from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
 
 _log = logging.getLogger(__name__)
+AHEAD_BYTES = 16 << 20
+"""Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
+have, and behind each round decoding has its turn."""
 PREFIX_NEWS_S = 0.25
 """What changes in the prefix cache within this long, routers are told together."""
 
@@ -48,6 +54,8 @@ class ReaderLimits:
     max_readers: int = 2048
     stall_s: float = 60.0
     """A reader that does not take a frame for this long is cut off."""
+    ahead_share: float = 0.5
+    """Blocks that go ahead of their generations do so for this share of the time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,15 +68,40 @@ class _Reader:
 class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
-    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
-        """Every stage keeps what it holds of these, those first that come first. False: some stage
-        did not answer, and may be at it yet."""
+    async def keep(
+        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> bool:
+        """Every stage keeps what it holds of these, those first that come first; behind the last
+        ones nothing more. False: some stage did not answer, and may be at it yet."""
+        ...
+
+    async def store(
+        self,
+        formation: FormationPart,
+        source: KvSource,
+        heir: Sequence[KvMember],
+        names: Sequence[bytes],
+        limit_s: float,
+    ) -> int | None:
+        """All members of the heir keep what the source keeps of these, of their layers: bytes that
+        came for it from process to process. None: not all of it, or not in time."""
         ...
 
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
         ...
+
+
+@dataclass(slots=True)
+class Copied:
+    """What has gone ahead of its generations."""
+
+    rounds: int = 0
+    blocks: int = 0
+    size_bytes: int = 0
+    """From process to process."""
+    took_s: float = 0.0
 
 
 class Head:
@@ -93,7 +126,8 @@ class Head:
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
         self._kv = kv
-        self._fetching: set[asyncio.Task[None]] = set()
+        self._moving: set[asyncio.Task[None]] = set()
+        """Blocks, from here and to here."""
         self._traces = StepTraces()
         self._changed = asyncio.Event()
 
@@ -184,7 +218,74 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks)
+            kept.told = await self._kv.keep(formation, kept.blocks, last=True)
+
+    async def copy(
+        self, formation_id: str, heirs: Sequence[Heir], source: KvSource, limit_s: float
+    ) -> Copied:
+        """Has full blocks go ahead to the heirs while their generations run on, until none lacks
+        more than the one behind its last, or the limit is over. Raises FailedPrecondition for
+        another formation."""
+        formation, copied = self._formation, Copied()
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        copying, until_s = Copying(heirs), self._clock() + limit_s
+        while (left_s := until_s - self._clock()) > 0:
+            began_s = self._clock()
+            size_bytes = await self._go_ahead(formation, copying, source, left_s)
+            if size_bytes is None:
+                break
+            took_s = self._clock() - began_s
+            copied.rounds += 1
+            copied.blocks = copying.blocks
+            copied.size_bytes += size_bytes
+            copied.took_s += took_s
+            rest_s = took_s * (1 / self._limits.ahead_share - 1)
+            await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+        return copied
+
+    async def _go_ahead(
+        self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
+    ) -> int | None:
+        """One round; bytes that went from process to process. None: there is no more to be done, or
+        it cannot be."""
+        layers = formation.membership.members[-1].layers.end
+        at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
+        with self._batching.ahead(copying, at_most) as going:
+            if going is None or not await self._computed(formation):
+                return None
+            ahead, kept = going
+            kept.told = await self._kv.keep(formation, kept.blocks, last=False)
+            if not kept.told:
+                return None
+        names = ahead.names
+        stores = [
+            self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
+            for heir, of_heir in names.items()
+        ]
+        stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
+        copying.copied(ahead, {heir for heir, size in stored.items() if size is not None})
+        return sum(size or 0 for size in stored.values())
+
+    async def _computed(self, formation: FormationPart) -> bool:
+        """Waits until all steps that have departed are back; False: the formation ended before."""
+        scheduler = self.scheduler
+        last_step = scheduler.last_step if scheduler is not None else 0
+        while self._formation is formation and scheduler is not None:
+            if scheduler.is_back(last_step):
+                return True
+            self._changed.clear()
+            await self._changed.wait()
+        return False
+
+    async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
+        """What was computed of one that goes on elsewhere, while others run on."""
+        try:
+            leaving.told = await self._kv.keep(formation, leaving.blocks, last=False)
+        except Exception:  # whoever asks for the blocks computes them
+            _log.exception("blocks are not kept", extra={"formation_id": formation.id})
+        if formation is self._formation:
+            self._do(self._batching.left(leaving, self._clock()))
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
         count = None
@@ -279,6 +380,11 @@ class Head:
     def _act(self, actions: Iterable[Action]) -> None:
         self._do(self._batching.act(actions, self._clock()))
 
+    def _move(self, blocks: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(blocks)
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
+
     def _do(self, due: Due) -> None:
         if self._formation is not None:
             for step in due.steps:
@@ -286,9 +392,9 @@ class Head:
                 self._counters.departed(step)
                 self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
             for fetch in due.fetches:
-                task = asyncio.create_task(self._fetch(self._formation, fetch))
-                self._fetching.add(task)
-                task.add_done_callback(self._fetching.discard)
+                self._move(self._fetch(self._formation, fetch))
+            for leaving in due.keeps:
+                self._move(self._keep_beside(self._formation, leaving))
         for waited_s in due.waited_s:
             self._counters.admitted(waited_s)
         if due.checkpoints:

@@ -11,14 +11,14 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import wire as common_wire
 from services.common.errors import ShuntError
-from services.common.exchange import KvMember
+from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import KvExchange, Wanted
-from services.engine.kv_wire import blocks_to, piece_from, read_to
+from services.engine.kv_wire import blocks_to, layers_to, layout_to, piece_from, read_to
 
 _log = logging.getLogger(__name__)
 
@@ -38,23 +38,64 @@ class KvCalls:
         self._exchange, self._connect = exchange, connect
         self._fetch_s = fetch_s
 
-    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
-        """Every stage keeps what it holds of these, those first that come first, and nothing more.
-        False: some stage did not answer, and may be at it yet."""
+    async def keep(
+        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> bool:
+        """Every stage keeps what it holds of these, those first that come first; behind the last
+        ones nothing more. False: some stage did not answer, and may be at it yet."""
 
         async def here() -> int:
-            return await self._exchange.keep(formation, blocks, last=True)
+            async with asyncio.timeout(COPY_S):
+                return await self._exchange.keep(formation, blocks, last=last)
 
         async def there(member: Member) -> int:
             async with self._connect(member.address) as channel:
                 request = engine_pb2.KeepKvRequest(
-                    formation_id=formation.id, blocks=blocks_to(blocks), last=True
+                    formation_id=formation.id, blocks=blocks_to(blocks), last=last
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.KeepKv(request, timeout=COPY_S)
                 return said.kept
 
         return None not in await self._of_all(formation, here, there)
+
+    async def store(
+        self,
+        formation: FormationPart,
+        source: KvSource,
+        heir: Sequence[KvMember],
+        names: Sequence[bytes],
+        limit_s: float,
+    ) -> int | None:
+        """All members of the heir keep what the source keeps of these, of their layers: bytes that
+        came for it from process to process. None: not all of it, or not in time."""
+        layout = formation.kv_layout
+
+        async def stored(member: KvMember) -> int | None:
+            layers = range(member.layers.start, member.layers.end)
+            if member.incarnation == self._exchange.incarnation:
+                own = await self._exchange.store(source, layout, layers, names, limit_s)
+                return own.fetched_bytes if own.blocks == len(names) else None
+            request = engine_pb2.StoreKvRequest(
+                source=common_wire.kv_source_to(source),
+                layout=layout_to(layout),
+                layers=layers_to(layers),
+                names=names,
+                limit_s=limit_s,
+            )
+            try:
+                async with self._connect(member.address) as channel:
+                    stub = engine_pb2_grpc.EngineServiceStub(channel)
+                    said = await stub.StoreKv(request, timeout=limit_s + ANSWER_S)
+            except grpc.aio.AioRpcError as error:
+                told = {"address": member.address, "why": from_rpc_error(error).message}
+                _log.warning("blocks do not go ahead", extra=told)
+                return None
+            return said.fetched_bytes if said.stored == len(names) else None
+
+        sizes = await asyncio.gather(*map(stored, heir))
+        whole = [size for size in sizes if size is not None]
+        return sum(whole) if len(whole) == len(sizes) else None
 
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
@@ -94,6 +135,8 @@ class KvCalls:
             try:
                 own = index == formation.membership.stage_index
                 return await (here() if own else there(member))
+            except TimeoutError:
+                why = "it takes too long"
             except ShuntError as error:
                 why = error.message
             except grpc.aio.AioRpcError as error:

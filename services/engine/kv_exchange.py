@@ -28,7 +28,9 @@ MAX_NAMES = 1 << 16
 PIECE_BYTES = 2 << 20
 """Of a piece on the wire, at most, where a layer is no larger than that."""
 KEPT_AT_ONCE = 16
-"""Blocks that are copied between two steps."""
+"""Blocks that are copied out of a cache between two steps."""
+FILLED_AT_ONCE = 16
+"""Blocks that are copied into a cache between two steps."""
 LOOK_S = 0.02
 """Who waits for blocks that may come looks this often."""
 
@@ -70,6 +72,14 @@ class Filled:
     fetched_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some blocks of a fetch."""
+
+    data: list[memoryview]
+    fetched_bytes: int
+
+
 Read = Callable[[KvMember, Wanted, float], AsyncGenerator[KvPiece, None]]
 """Pieces as another process sends them over a connection of its own, for so many seconds at most;
 raises ShuntError."""
@@ -83,8 +93,10 @@ class KvExchange:
     ) -> None:
         self.filled_blocks = 0
         """Since the process started."""
+        self.fetched_bytes = 0
+        """From other processes, for its caches and its shelf."""
         self.shelf = Shelf(limits.shelf_bytes, limits.keep_s)
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._limits = limits
         self._read = read
         self._clock = clock
@@ -98,23 +110,35 @@ class KvExchange:
     async def keep(
         self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
     ) -> int:
-        """Copies what the stage holds of blocks to the shelf; of how many from the first on, for
-        there may be no room. Raises StaleEpoch when the formation has ended."""
-        layout, layers, kept = formation.kv_layout, formation.layers, 0
+        """Copies what the stage holds of blocks to the shelf, but of those that it keeps already;
+        how many it keeps from the first on, for there may be no room. Raises StaleEpoch when the
+        formation has ended."""
+        layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
-        room = self.shelf.room(size_bytes, self._clock()) if size_bytes else 0
         try:
-            for start in range(0, min(room, len(blocks)), KEPT_AT_ONCE):
-                part = blocks[start : min(start + KEPT_AT_ONCE, room)]
-                held = await formation.export_blocks([block for _, block in part])
-                for (name, _), data in zip(part, held, strict=True):
-                    if not self.shelf.put(layout, name, layers, data, self._clock()):
-                        return kept
-                    kept += 1
-            return kept
+            if not size_bytes:
+                return 0
+            lacking = self._lacking(layout, layers, [name for name, _ in blocks])
+            room = self.shelf.room(size_bytes, self._clock())
+            for start in range(0, min(room, len(lacking)), KEPT_AT_ONCE):
+                part = lacking[start : min(start + KEPT_AT_ONCE, room)]
+                held = await formation.export_blocks([blocks[index][1] for index in part])
+                for index, data in zip(part, held, strict=True):
+                    if not self.shelf.put(layout, blocks[index][0], layers, data, self._clock()):
+                        return index
+            return lacking[room] if room < len(lacking) else len(blocks)
         finally:
             if last:
                 self.shelf.complete(formation.id, layout.name, self._clock())
+
+    def _lacking(self, layout: KvLayout, layers: range, names: Sequence[bytes]) -> list[int]:
+        """Which of these are not kept; those that are, are kept as long as if they came now."""
+        now_s = self._clock()
+        return [
+            index
+            for index, name in enumerate(names)
+            if not self.shelf.renew(layout.name, name, layers, now_s)
+        ]
 
     async def offered(
         self, wanted: Wanted, living: Callable[[str], KvLayout | None]
@@ -164,33 +188,79 @@ class KvExchange:
     ) -> Filled:
         """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
         comes within the limit. Raises StaleEpoch when the formation has ended."""
-        until_s = self._clock() + limit_s
-        layout, layers = formation.kv_layout, formation.layers
-        size_bytes = layout.size_bytes(layers)
-        if not size_bytes:
-            return Filled()
-        at_once = max(1, self._limits.window_bytes // size_bytes)
         filled = fetched_bytes = 0
-        for start in range(0, len(blocks), at_once):
-            part = blocks[start : start + at_once]
-            gathering = Gathering(layout, layers, [name for name, _ in part])
-            own = self._put_own(gathering, layout, layers, [name for name, _ in part])
+        names = [name for name, _ in blocks]
+        layout, layers = formation.kv_layout, formation.layers
+        gathered = self._gathered(source, layout, layers, names, limit_s, waits=True)
+        async with aclosing(gathered):
+            async for part in gathered:
+                places = [block for _, block in blocks[filled : filled + len(part.data)]]
+                for start in range(0, len(places), FILLED_AT_ONCE):
+                    end = start + FILLED_AT_ONCE
+                    await formation.import_blocks(places[start:end], part.data[start:end])
+                filled += len(places)
+                fetched_bytes += part.fetched_bytes
+        self.filled_blocks += filled
+        return Filled(filled, fetched_bytes)
+
+    async def store(
+        self,
+        source: KvSource,
+        layout: KvLayout,
+        layers: range,
+        names: Sequence[bytes],
+        limit_s: float,
+    ) -> Filled:
+        """Keeps what others keep of blocks, as far as it comes within the limit and there is room.
+        Raises InvalidArgument for too many blocks."""
+        if len(names) > MAX_NAMES:
+            raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
+        lacking = self._lacking(layout, layers, names)
+        wanted = [names[index] for index in lacking]
+        stored = fetched_bytes = 0
+        gathered = self._gathered(source, layout, layers, wanted, limit_s, waits=False)
+        async with aclosing(gathered):
+            async for part in gathered:
+                fetched_bytes += part.fetched_bytes
+                for data in part.data:
+                    if not self.shelf.put(layout, wanted[stored], layers, data, self._clock()):
+                        return Filled(lacking[stored], fetched_bytes)
+                    stored += 1
+        whole = stored == len(wanted)
+        return Filled(len(names) if whole else lacking[stored], fetched_bytes)
+
+    async def _gathered(
+        self,
+        source: KvSource,
+        layout: KvLayout,
+        layers: range,
+        names: Sequence[bytes],
+        limit_s: float,
+        *,
+        waits: bool,
+    ) -> AsyncGenerator[_Part, None]:
+        """Blocks in order, as many at a time as a fetch may hold, up to the first that does not
+        come within the limit, or is not there where nothing `waits`."""
+        until_s, size_bytes = self._clock() + limit_s, layout.size_bytes(layers)
+        if not size_bytes:
+            return
+        at_once = max(1, self._limits.window_bytes // size_bytes)
+        for start in range(0, len(names), at_once):
+            part = names[start : start + at_once]
+            gathering = Gathering(layout, layers, part)
+            own = self._put_own(gathering, layout, layers, part)
             left_s = until_s - self._clock()
             if gathering.whole < len(part) and left_s > 0:
-                await self._gather(gathering, source, layout, layers, left_s)
+                await self._gather(gathering, source, left_s, left_s if waits else 0.0)
             whole = gathering.whole
-            if whole:
-                places = [block for _, block in part[:whole]]
-                await formation.import_blocks(places, gathering.data(whole))
-            filled += whole
-            fetched_bytes += max(0, whole * size_bytes - own)
             if gathering.refused:
                 told = {"pieces": gathering.refused, "formation_id": source.formation_id}
                 _log.warning("blocks were not what they should be", extra=told)
+            fetched_bytes = max(0, whole * size_bytes - own)
+            self.fetched_bytes += fetched_bytes
+            yield _Part(gathering.data(whole), fetched_bytes)
             if whole < len(part):
-                break
-        self.filled_blocks += filled
-        return Filled(filled, fetched_bytes)
+                return
 
     def _put_own(
         self, gathering: Gathering, layout: KvLayout, layers: range, names: Sequence[bytes]
@@ -207,22 +277,22 @@ class KvExchange:
         self,
         gathering: Gathering,
         source: KvSource,
-        layout: KvLayout,
-        layers: range,
         left_s: float,
+        wait_s: float,
     ) -> None:
         """From all who had some of the layers, over several connections each; what comes late does
         not come."""
-        reads = []
+        reads, layers = [], gathering.layers
         for member in source.members:
-            if member.incarnation == self._incarnation:
+            if member.incarnation == self.incarnation:
                 continue
             start, end = member.layers.start, member.layers.end
             common = range(max(layers.start, start), min(layers.stop, end))
             names = gathering.lacking(common) if common else []
             for flow in range(min(self._limits.flows, len(names))):
                 own = names[flow :: self._limits.flows]
-                wanted = Wanted(source.formation_id, layout.name, common, own, left_s)
+                name = gathering.layout.name
+                wanted = Wanted(source.formation_id, name, common, own, wait_s)
                 reads.append(self._take(gathering, member, wanted, left_s))
         await asyncio.gather(*reads)
 

@@ -9,9 +9,13 @@ from shuntserve.engine.v1 import engine_pb2
 
 from services.common import wire
 from services.common.errors import InvalidArgument
+from services.engine.core.copying import Heir
 from services.engine.core.incoming import NamedBlock
-from services.engine.core.kv_layout import KvPiece
+from services.engine.core.kv_layout import KvLayout, KvPiece
 from services.engine.kv_exchange import Wanted
+
+LONGEST_S = 600.0
+"""Of a fetch, or of copying ahead."""
 
 
 def blocks_to(blocks: Iterable[NamedBlock]) -> list[engine_pb2.KvBlock]:
@@ -30,7 +34,7 @@ def read_to(wanted: Wanted) -> engine_pb2.ReadKvRequest:
     return engine_pb2.ReadKvRequest(
         formation_id=wanted.formation_id,
         layout=wanted.layout_name,
-        layers=_layers_to(wanted.layers),
+        layers=layers_to(wanted.layers),
         names=wanted.names,
         wait_s=wanted.wait_s,
     )
@@ -39,14 +43,14 @@ def read_to(wanted: Wanted) -> engine_pb2.ReadKvRequest:
 def read_from(message: engine_pb2.ReadKvRequest) -> Wanted:
     """Raises InvalidArgument and names the field."""
     names: Sequence[bytes] = tuple(message.names)
-    layers = _layers_from(message.layers)
+    layers = layers_from(message.layers)
     return Wanted(message.formation_id, message.layout, layers, names, max(0.0, message.wait_s))
 
 
 def piece_to(piece: KvPiece) -> engine_pb2.ReadKvResponse:
     return engine_pb2.ReadKvResponse(
         name=piece.name,
-        layers=_layers_to(piece.layers),
+        layers=layers_to(piece.layers),
         data=bytes(piece.data),
         checksum=piece.checksum,
     )
@@ -54,14 +58,53 @@ def piece_to(piece: KvPiece) -> engine_pb2.ReadKvResponse:
 
 def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece:
     """Raises InvalidArgument for layers that are none."""
-    layers = _layers_from(message.layers)
+    layers = layers_from(message.layers)
     return KvPiece(message.name, layers, message.data, message.checksum)
 
 
-def _layers_to(layers: range) -> common_pb2.LayerRange:
-    return common_pb2.LayerRange(start=layers.start, end=layers.stop)
+def limit_from(limit_s: float) -> float:
+    """Raises InvalidArgument for what is no time, or too much of it."""
+    if not 0 <= limit_s <= LONGEST_S:
+        raise InvalidArgument(f"within 0 and {LONGEST_S:g} seconds", field="limit_s")
+    return limit_s
 
 
-def _layers_from(message: common_pb2.LayerRange) -> range:
+def heirs_from(messages: Iterable[engine_pb2.KvHeir]) -> tuple[Heir, ...]:
+    """Raises InvalidArgument and names the field."""
+    return tuple(
+        Heir(
+            tuple(map(wire.kv_member_from, message.members)),
+            frozenset(message.generation_ids),
+        )
+        for message in messages
+    )
+
+
+def layout_to(layout: KvLayout) -> engine_pb2.KvLayout:
+    return engine_pb2.KvLayout(
+        form=layout.form,
+        heads=layout.heads,
+        head_bytes=layout.head_bytes,
+        positions=layout.positions,
+        numerics_class=layout.numerics_class,
+    )
+
+
+def layout_from(message: engine_pb2.KvLayout) -> KvLayout:
+    return KvLayout(
+        message.form,
+        message.heads,
+        message.head_bytes,
+        message.positions,
+        message.numerics_class,
+    )
+
+
+def layers_from(message: common_pb2.LayerRange) -> range:
+    """Raises InvalidArgument for layers that are none."""
     layers = wire.layers_from(message)
     return range(layers.start, layers.end)
+
+
+def layers_to(layers: range) -> common_pb2.LayerRange:
+    return common_pb2.LayerRange(start=layers.start, end=layers.stop)

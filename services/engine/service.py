@@ -144,8 +144,38 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         formation = self._engine.member_of(request.formation_id)
         source = common_wire.kv_source_from(request.source)
         blocks = kv_wire.blocks_from(request.blocks)
-        filled = await self._engine.kv.fetch(formation, source, blocks, request.limit_s)
+        filled = await self._engine.kv.fetch(
+            formation, source, blocks, kv_wire.limit_from(request.limit_s)
+        )
         return engine_pb2.FetchKvResponse(filled=filled.blocks, fetched_bytes=filled.fetched_bytes)
+
+    async def CopyKv(
+        self, request: engine_pb2.CopyKvRequest, context: Context
+    ) -> engine_pb2.CopyKvResponse:
+        self._engine.member_of(request.formation_id)
+        source = common_wire.kv_source_from(request.source)
+        heirs = kv_wire.heirs_from(request.heirs)
+        copied = await self._engine.head.copy(
+            request.formation_id, heirs, source, kv_wire.limit_from(request.limit_s)
+        )
+        return engine_pb2.CopyKvResponse(
+            rounds=copied.rounds,
+            blocks=copied.blocks,
+            copied_bytes=copied.size_bytes,
+            copied_s=copied.took_s,
+        )
+
+    async def StoreKv(
+        self, request: engine_pb2.StoreKvRequest, context: Context
+    ) -> engine_pb2.StoreKvResponse:
+        stored = await self._engine.kv.store(
+            common_wire.kv_source_from(request.source),
+            kv_wire.layout_from(request.layout),
+            kv_wire.layers_from(request.layers),
+            tuple(request.names),
+            kv_wire.limit_from(request.limit_s),
+        )
+        return engine_pb2.StoreKvResponse(stored=stored.blocks, fetched_bytes=stored.fetched_bytes)
 
     async def ReadKv(
         self, request: engine_pb2.ReadKvRequest, context: Context

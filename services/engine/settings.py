@@ -75,6 +75,9 @@ class EngineSettings(ServiceSettings):
     kv_positions: int = Field(default=8 * 2048 + 4096, ge=16)
     """Positions the KV cache is made for, if memory allows."""
     token_budget: int = Field(default=256, ge=16, le=65536)
+    hurried_rows: int = Field(default=64, ge=16)
+    """Prompt rows of a step, at most, where another tenant's next request would come before them:
+    it waits for the steps in flight."""
     max_sequences: int = Field(default=64, ge=1, le=1024)
     min_overlap_sequences: int = Field(default=8, ge=1)
     min_overlap_rows: int = Field(default=128, ge=1)
@@ -85,14 +88,17 @@ class EngineSettings(ServiceSettings):
     kv_shelf_bytes: int = Field(default=1 << 30, ge=0)
     """Of the host's memory, beside `memory_bytes`, for KV blocks that others may fetch when a
     pipeline is handed over with them."""
-    kv_keep_s: float = Field(default=10.0, gt=0, le=600)
-    """They are kept for this long."""
+    kv_keep_s: float = Field(default=20.0, gt=0, le=600)
+    """They are kept for this long: what goes ahead first is there still when its generation
+    comes."""
     kv_fetch_s: float = Field(default=5.0, gt=0, le=600)
     """Blocks that do not come within this long are computed."""
     kv_silent_s: float = Field(default=1.0, gt=0, le=60)
     """Nor are those of a stage that says nothing for this long."""
     kv_flows: int = Field(default=2, ge=1, le=64)
     """Connections over which a stage reads blocks from one other."""
+    kv_ahead_share: float = Field(default=0.5, gt=0, le=1)
+    """Blocks that go ahead of their generations do so for this share of the time."""
     kv_bytes_per_s: float = Field(default=0.0, ge=0)
     """At most so many bytes a second are sent to those that fetch; 0: as many as there are."""
     max_readers: int = Field(default=2048, ge=1)

@@ -35,6 +35,7 @@ _PHASE = {
 _CLOSE = {
     CloseReason.FINISHED: engine_pb2.CLOSE_REASON_FINISHED,
     CloseReason.MOVED: engine_pb2.CLOSE_REASON_MOVED,
+    CloseReason.HANDED_ON: engine_pb2.CLOSE_REASON_HANDED_ON,
     CloseReason.SUPERSEDED: engine_pb2.CLOSE_REASON_SUPERSEDED,
     CloseReason.CANCELLED: engine_pb2.CLOSE_REASON_CANCELLED,
     CloseReason.DIVERGED: engine_pb2.CLOSE_REASON_DIVERGED,
@@ -167,6 +168,7 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         wire.lengths_from(getattr(message, "from"), request.choices),
         wire.kv_source_from(message.kv_source) if message.HasField("kv_source") else None,
         message.reader,
+        message.hand_on,
     )
 
 
@@ -227,6 +229,7 @@ def _load_to(load: HeadLoad) -> engine_pb2.HeadLoad:
             )
             for one in load.tenants
         ],
+        ends=load.ends,
     )
 
 

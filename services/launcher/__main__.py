@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import uvloop
 from shuntserve.launcher.v1 import launcher_pb2, launcher_pb2_grpc
 
-from services.common import logs, settings, telemetry
+from services.common import event_loop, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.server import Server, until_signal
 from services.launcher.core.confinement import Confinement
@@ -46,7 +45,7 @@ def main() -> None:
         "launcher", "launcher-0", metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
     try:
-        uvloop.run(serve(chosen))
+        event_loop.run(serve(chosen))
     except ShuntError as error:
         print(f"launcher: {error.message}", file=sys.stderr)
         sys.exit(1)

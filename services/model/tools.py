@@ -62,13 +62,16 @@ class ToolUse:
     choice: ToolChoice = ToolChoice.AUTO
     named: str = ""
     """The one that is to be called; `choice` is REQUIRED then."""
+    allowed: tuple[str, ...] = ()
+    """Those that may be called, of those that the model is shown; empty: all."""
     parallel: bool = True
     """One answer may make several calls."""
 
     @property
     def callable(self) -> tuple[Tool, ...]:
         """Those that may be called."""
-        return tuple(tool for tool in self.tools if self.named in ("", tool.name))
+        names = (self.named,) if self.named else self.allowed
+        return tuple(tool for tool in self.tools if not names or tool.name in names)
 
     @property
     def most_is_one(self) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uvloop
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
-from services.common import logs, settings, telemetry
+from services.common import event_loop, logs, settings, telemetry
 from services.common.server import Server, until_signal
 from services.placement.estimate.catalogue import load_catalogue
 from services.placement.service import PlacementServicer
@@ -38,7 +37,7 @@ def main() -> None:
         metrics_host=chosen.host,
         metrics_port=chosen.metrics_port,
     )
-    uvloop.run(serve(chosen))
+    event_loop.run(serve(chosen))
 
 
 if __name__ == "__main__":

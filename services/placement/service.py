@@ -33,6 +33,7 @@ from services.placement.search.registry import planner
 from services.placement.search.score import goodput
 from services.placement.search.shares import Limits
 from services.placement.search.telling import lacks, shape
+from services.placement.search.transport import sides_of
 from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
 
@@ -144,10 +145,12 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         known = {node.node_id: node for node in problem.nodes}
         resident = wire_replan.resident_from(request.resident, known)
         moves = node_moves(problem.costs.model, pipelines, resident, LOAD_BYTES_PER_S)
+        sides = sides_of(problem.costs, pipelines, [e.throughput_rps for e in each])
         return pb.EstimateResponse(
             pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
             estimate=wire.plan_estimate_message(total, expected),
             node_moves=[wire_replan.node_move_message(move) for move in moves],
+            flows=wire_replan.flow_messages(sides),
         )
 
     def _explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:

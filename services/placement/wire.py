@@ -9,11 +9,11 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
+from services.common.phases import PipelinePhase
 from services.placement.estimate.calibration import Calibration
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import (
     CandidateNode,
-    PipelinePhase,
     PlacedPipeline,
     PlacedStage,
     Workload,

@@ -21,6 +21,7 @@ from services.placement.replan.moves import (
     ResidentStage,
 )
 from services.placement.replan.what_if import NodeGroup
+from services.placement.search.transport import Sides, even_flows
 
 MOST_READY_IN_S = 1e6
 MOST_GROUPS = 4096
@@ -136,6 +137,19 @@ def node_move_message(move: NodeMove) -> pb.NodeMove:
         resident_bytes=move.resident_bytes,
         load_s=move.load_s,
     )
+
+
+def flow_messages(sides: Sides) -> list[pb.Flow]:
+    """Who hands how much on to whom; nothing where pipelines are not split."""
+    if not (sides.prefill and sides.decode):
+        return []
+    flows = even_flows(sides)
+    return [
+        pb.Flow(prefill=prefill, decode=decode, rate_rps=flows[i, j])
+        for i, prefill in enumerate(sides.prefill)
+        for j, decode in enumerate(sides.decode)
+        if flows[i, j] > 0
+    ]
 
 
 def generation_move_message(move: GenerationMove) -> pb.GenerationMove:

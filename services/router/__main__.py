@@ -13,11 +13,10 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 
 import uvicorn
-import uvloop
 from shuntserve.router.v1 import router_pb2_grpc
 from starlette.types import ASGIApp
 
-from services.common import channels, logs, server, telemetry
+from services.common import channels, event_loop, logs, server, telemetry
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.roles import Role
 from services.common.settings import read, refuse
@@ -295,7 +294,7 @@ def main() -> None:
         metrics_port=settings.metrics_port,
     )
     try:
-        uvloop.run(serve(settings))
+        event_loop.run(serve(settings))
     finally:
         telemetry.shutdown()
 

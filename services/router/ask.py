@@ -133,9 +133,15 @@ class Ask:
                     f"stop_strings: one has {length} characters, not 1 to {MAX_STOP_CHARS}",
                     field="stop_strings",
                 )
+        self.check_turns()
         if not self.prompt:
             raise InvalidArgument("the prompt is empty", field=self._prompt_field)
-        if self._prompt_field == "messages":
+
+    def check_turns(self) -> None:
+        """Raises InvalidArgument for a conversation of no turn, or of too many."""
+        if self.kind is GenerationKind.CHAT:
+            if not self.prompt:
+                raise InvalidArgument("the conversation has no turn", field="messages")
             _at_most("messages", self.prompt, MAX_MESSAGES)
 
     def _check_grammar(self) -> None:

@@ -19,9 +19,14 @@ from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.router.core.actions import SendDetach
+from services.router.slices import Slices
 from services.router.wire import frame_from, generate_call_to, prefixes_from
 
 MAX_CHANNELS = 256
+OPENED_AT_ONCE = 4
+"""Streams, of a crowd that comes, or that opens all of its streams again."""
+FRAMES_AT_ONCE = 16
+"""Of a step of many; who comes meanwhile, or is to be refused, waits for no more of them."""
 
 
 @dataclass(slots=True)
@@ -29,6 +34,8 @@ class _Line:
     """A channel and the calls on it."""
 
     channel: grpc.aio.Channel
+    stub: engine_pb2_grpc.EngineServiceAsyncStub
+    """Made once: it makes a callable for each method."""
     users: int = 0
     forgotten: bool = False
 
@@ -42,11 +49,14 @@ class Heads:
         self._tls = tls
         self._lines: dict[str, _Line] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._openings = Slices(OPENED_AT_ONCE)
+        self._frames = Slices(FRAMES_AT_ONCE)
 
     async def frames(self, route: Route, call: GenerateCall) -> AsyncGenerator[Frame]:
         """A stream's frames up to its end; raises what broke it. Closing detaches the reader."""
+        await self._openings.turn()
         choices, line = call.request.choices, self._line(route.address)
-        stream: Any = _stub(line).Generate(
+        stream: Any = line.stub.Generate(
             generate_call_to(call),
             timeout=channels.timeout(self._stream_timeout_s),
             metadata=telemetry.metadata(),
@@ -54,6 +64,7 @@ class Heads:
         line.users += 1
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
+                await self._frames.turn()
                 yield frame_from(message, choices)
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
@@ -68,7 +79,7 @@ class Heads:
         """What a head has computed, as it changes; raises what ended it."""
         line = self._line(route.address)
         request = engine_pb2.WatchPrefixesRequest(formation_id=route.formation_id)
-        stream: Any = _stub(line).WatchPrefixes(request, timeout=self._stream_timeout_s)
+        stream: Any = line.stub.WatchPrefixes(request, timeout=self._stream_timeout_s)
         line.users += 1
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
@@ -99,7 +110,7 @@ class Heads:
     ) -> None:
         line = self._line(address)
         line.users += 1
-        call = rpc(_stub(line))
+        call = rpc(line.stub)
         try:
             await call(request, timeout=self._call_timeout_s, metadata=telemetry.metadata())
         except grpc.RpcError as error:
@@ -130,7 +141,9 @@ class Heads:
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)
         if line is None:
-            line = _Line(channels.open_channel(address, Role.ENGINE, tls=self._tls))
+            channel = channels.open_channel(address, Role.ENGINE, tls=self._tls)
+            stub: Any = engine_pb2_grpc.EngineServiceStub(channel)
+            line = _Line(channel, stub)
         self._lines[address] = line
         if len(self._lines) > MAX_CHANNELS:
             oldest = next(iter(self._lines))
@@ -160,8 +173,3 @@ class Heads:
             line.users = 0
             self._forget(address, line)
         await asyncio.gather(*self._closing)
-
-
-def _stub(line: _Line) -> engine_pb2_grpc.EngineServiceAsyncStub:
-    stub: Any = engine_pb2_grpc.EngineServiceStub(line.channel)
-    return stub  # type: ignore[no-any-return]

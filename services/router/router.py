@@ -35,6 +35,7 @@ from services.router.core.demand import DemandCounter
 from services.router.core.dispatching import Sending, Waiter
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
+from services.router.core.hearing import Hearing
 from services.router.core.prediction import Comer
 from services.router.core.quotas import Quotas
 from services.router.core.reading import Reading
@@ -91,6 +92,7 @@ class Router:
         self._controller = controller
         self._heads = heads
         self._balancer = Balancer()
+        self._hearing = Hearing(2 * TICK_S)
         self._pipelines = PipelineTable()
         self._dispatch = Dispatch(self._balancer, heads, time.monotonic)
         self._tenants = TenantSeries(settings.metrics_tenants)
@@ -130,6 +132,7 @@ class Router:
     ) -> None:
         """Replaces the routes; readers of a head that serves no more hear of it at once."""
         self._balancer.update(routes, handing_over)
+        self._hearing.keep((*(route.formation_id for route in routes), *handing_over))
         self._pipelines.update(routes)
         self.catalogue.update(routes, deployed)
         self._dispatch.update(routes)
@@ -148,6 +151,7 @@ class Router:
     def _tick_sessions(self) -> None:
         now_s, settings = time.monotonic(), self.settings
         self._pipelines.tick(now_s)
+        self._hearing.look(now_s)
         for session in list(self._sessions):
             session.tick(now_s, settings.comment_s, settings.unread_s, settings.write_timeout_s)
 
@@ -273,6 +277,7 @@ class Router:
     async def read(self, ask: Ask) -> tuple[list[int], ServedModel]:
         """The ids of an ask's prompt, and the model that they are of. Raises InvalidArgument,
         NotFound, Unavailable."""
+        ask.check_turns()
         check_may_use(ask.tenant, ask.model)
         with self._admitted(ask.model, ask.tenant):
             model = await self.models.named(ask.model)
@@ -441,6 +446,7 @@ class Router:
                 follower,
                 transcript,
                 self._balancer,
+                self._hearing,
                 max_unread_bytes=settings.max_unread_bytes,
             ),
             heads=self._heads,

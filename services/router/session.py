@@ -322,7 +322,7 @@ class Session:
             async with aclosing(self._heads.frames(action.route, action.call)) as frames:
                 async for frame in frames:
                     now_s = self._clock()
-                    actions = follower.frame(action.stream, frame, now_s)
+                    actions = self._reading.frame(action.stream, frame, now_s)
                     self._heard(actions, now_s)
                     self._perform(actions)
                     if isinstance(frame, Closed) or not self._reading.is_open(action.stream):

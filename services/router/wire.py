@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
@@ -11,6 +12,7 @@ from services.common import wire
 from services.common.demand import Demand, Shares, TenantDemand
 from services.common.errors import InvalidArgument
 from services.common.exchange import (
+    ENDS,
     Accepted,
     Closed,
     CloseReason,
@@ -44,6 +46,7 @@ _CLOSE_REASONS: dict[int, CloseReason] = {
     engine_pb2.CLOSE_REASON_DIVERGED: CloseReason.DIVERGED,
     engine_pb2.CLOSE_REASON_DISSOLVED: CloseReason.DISSOLVED,
     engine_pb2.CLOSE_REASON_FENCED: CloseReason.FENCED,
+    engine_pb2.CLOSE_REASON_HANDED_ON: CloseReason.HANDED_ON,
 }
 _LEAVE_REASONS = {
     LeaveReason.SILENT: controller_pb2.LEAVE_REASON_SILENT,
@@ -65,6 +68,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         held=wire.spans_to(call.held),
         kv_source=None if call.kv_source is None else wire.kv_source_to(call.kv_source),
         reader=call.reader,
+        hand_on=call.hand_on,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
 
@@ -109,9 +113,12 @@ def prefixes_from(message: engine_pb2.WatchPrefixesResponse) -> PrefixNews:
 
 
 def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
-    """Raises InvalidArgument for a batch that holds nothing."""
+    """Raises InvalidArgument for a batch that holds nothing, and where ends are not in order."""
     if not (message.places and message.step_rows):
         raise InvalidArgument("a head has places and rows", field="load")
+    ends = tuple(message.ends)
+    if len(ends) not in (0, 1 + ENDS) or any(later < end for end, later in pairwise(ends)):
+        raise InvalidArgument(f"ends are none, or {1 + ENDS} in order", field="load.ends")
     return HeadLoad(
         message.places,
         message.running,
@@ -125,6 +132,7 @@ def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
             TenantLoad(one.tenant, one.lane, max(1, one.weight), one.running, one.queued, one.rows)
             for one in message.tenants
         ),
+        ends,
     )
 
 
@@ -141,6 +149,7 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
             else _LEAVE_REASONS[question.reason]
         ),
         unheard_s=question.unheard_s,
+        handed_on=question.handed_on,
     )
 
 
@@ -197,6 +206,7 @@ def route_from(message: controller_pb2.Route) -> Route:
         throughput_tokens_per_s=message.throughput_tokens_per_s,
         model=wire.model_from(message.model),
         max_positions=message.max_positions,
+        hands_on=message.hands_on,
     )
 
 

@@ -12,6 +12,7 @@ from services.model.chat import Message
 from services.model.tools import Tool, ToolUse
 from services.router.ask import ROLES
 from services.router.openai.tools import (
+    Choice,
     call_id_of,
     calls_of,
     check_answers,
@@ -40,7 +41,10 @@ def tools_from(message: router_pb2.Tools) -> ToolUse | None:
     if mode is None:
         raise InvalidArgument("tools.mode has no known value", field="tools.mode")
     tools = [_tool(tool, f"tools[{index}].function") for index, tool in enumerate(message.tools)]
-    choice = ("required" if message.named else mode, message.named)
+    if message.named and message.allowed:
+        raise InvalidArgument("tools has named and allowed, and takes one", field="tools.allowed")
+    mode = "required" if message.named else mode
+    choice = Choice(mode, message.named, tuple(message.allowed))
     return use_of(tools, choice, parallel=not message.one_at_most)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-import uvloop
 from prometheus_client import Counter
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
-from services.common import logs, settings, telemetry
+from services.common import event_loop, logs, settings, telemetry
 from services.common.roles import Role
 from services.common.server import Server, until_signal
 from services.tensorstore.link_share import LinkShare
@@ -83,7 +82,7 @@ def main() -> None:
         metrics_host=chosen.host,
         metrics_port=chosen.metrics_port,
     )
-    uvloop.run(_serve_and_end(chosen))
+    event_loop.run(_serve_and_end(chosen))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,8 @@ class SimulationSettings:
         default_factory=lambda: WorkloadSettings(smooth_s=1.0, router_gone_s=2.0)
     )
     shun_offer_s: float = 2.0
+    look_s: float = 0.1
+    """Between two looks at whether another plan is to be asked for."""
     load_s: float = 0.5
     hold_timeout_s: float = 2.0
     """The longest that an engine may take to load."""

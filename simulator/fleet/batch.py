@@ -138,7 +138,7 @@ class Batch:
         for sequence in left:
             sequence.joined, sequence.read = -1, 0
         self._waiting.clear()
-        self._reading, self._decoding = [], {}
+        self._reading, self._decoding, self._chunks = [], {}, []
         self._used = self._context = 0
         return left
 

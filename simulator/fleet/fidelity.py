@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from services.common.errors import FailedPrecondition
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet import result
-from simulator.fleet.measured import MeasuredProfile
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 
@@ -38,6 +38,8 @@ class Fidelity:
     """Requests that both accounts have."""
 
     requests: int
+    moved: tuple[int, int]
+    """Of these, by the one and by the other account."""
     throughput_tokens_per_s: tuple[float, float]
     """From the first arrival to the last end."""
     throughput_bias: float
@@ -47,7 +49,7 @@ class Fidelity:
         return asdict(self)
 
 
-def replayed(recording: Recording, profile: MeasuredProfile) -> Fidelity:
+def replayed(recording: Recording, profile: EngineProfile) -> Fidelity:
     """What came in the second half, recorded and played; the first half is played before it.
     Raises FailedPrecondition where nothing is to be compared."""
     half_s = recording.header.seconds / 2
@@ -56,7 +58,8 @@ def replayed(recording: Recording, profile: MeasuredProfile) -> Fidelity:
         number: (result.ttft_s(one), result.tpot_s(one), result.e2e_s(one))
         for number, one in played.items()
     }
-    return _compared(recording, half_s, _times(recording), times)
+    moved = {number for number, one in played.items() if one.moves}
+    return _compared(recording, half_s, (_times(recording), times), (_moved(recording), moved))
 
 
 def repeated(recording: Recording, other: Recording) -> Fidelity:
@@ -68,7 +71,16 @@ def repeated(recording: Recording, other: Recording) -> Fidelity:
     ]
     if loads[0] != loads[1]:
         raise FailedPrecondition("the two recordings are of different loads", field="against")
-    return _compared(recording, recording.header.seconds / 2, _times(recording), _times(other))
+    return _compared(
+        recording,
+        recording.header.seconds / 2,
+        (_times(recording), _times(other)),
+        (_moved(recording), _moved(other)),
+    )
+
+
+def _moved(recording: Recording) -> set[int]:
+    return {one.number for one in recording.requests if one.moves}
 
 
 def _times(recording: Recording) -> Times:
@@ -79,7 +91,13 @@ def _times(recording: Recording) -> Times:
     }
 
 
-def _compared(recording: Recording, from_s: float, ones: Times, others: Times) -> Fidelity:
+def _compared(
+    recording: Recording,
+    from_s: float,
+    times: tuple[Times, Times],
+    moved: tuple[set[int], set[int]],
+) -> Fidelity:
+    ones, others = times
     rows = [
         one
         for one in recording.requests
@@ -98,7 +116,8 @@ def _compared(recording: Recording, from_s: float, ones: Times, others: Times) -
         name: _difference([ones[n][i] for n in numbers], [others[n][i] for n in numbers])
         for i, name in enumerate(METRICS)
     }
-    return Fidelity(len(rows), (rates[0], rates[1]), rates[1] / rates[0] - 1, metrics)
+    both = len(moved[0].intersection(numbers)), len(moved[1].intersection(numbers))
+    return Fidelity(len(rows), both, (rates[0], rates[1]), rates[1] / rates[0] - 1, metrics)
 
 
 def _difference(ones: list[float], others: list[float]) -> Difference:

@@ -12,7 +12,7 @@ from statistics import fmean, median
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from simulator.fleet.measured import BatchBounds, MeasuredProfile, StageCosts
+from services.placement.estimate.engine import BatchBounds, EngineProfile, StageCosts
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 from simulator.fleet.result import tpot_s, ttft_s
@@ -36,7 +36,7 @@ class Residual:
 
 def fit(
     recording: Recording, name: str, bounds: BatchBounds
-) -> tuple[MeasuredProfile, list[Residual]]:
+) -> tuple[EngineProfile, list[Residual]]:
     """On what came in the first half. Raises FailedPrecondition
     where too little was recorded."""
     half_s = recording.header.seconds / 2
@@ -51,7 +51,7 @@ def fit(
         residuals.append(residual)
     if not fitted:
         raise FailedPrecondition("no stage made a step in the first half", field="windows")
-    profile = MeasuredProfile(name=name, stages=fitted, **bounds.model_dump())
+    profile = EngineProfile(name=name, stages=fitted, **bounds.model_dump())
     early = tuple(one for one in recording.requests if one.is_whole and one.arrival_s < half_s)
     if not early:
         raise FailedPrecondition("no request of the first half finished", field="requests")
@@ -105,7 +105,7 @@ def _stage(kind: str, rows: np.ndarray) -> tuple[StageCosts, Residual]:
     )
 
 
-def _with_cycle(recording: Recording, profile: MeasuredProfile) -> MeasuredProfile:
+def _with_cycle(recording: Recording, profile: EngineProfile) -> EngineProfile:
     """The mean time of a token is as it was recorded."""
     longer = [one for one in recording.requests if one.output > 1]
     if not longer:

@@ -166,6 +166,8 @@ class FleetFront(Process):
         waiting = self.pending.waiting
         while waiting and self._sent(waiting[0]):
             waiting.popleft()
+        if self._concurrency and self._next:  # one that none of them can hold leaves its place
+            self._fill()
 
     def _send(self, sequence: Generation) -> None:
         if self.pending.waiting or not self._sent(sequence):

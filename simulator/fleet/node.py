@@ -16,12 +16,12 @@ from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded,
 from services.engine.backend import BLOCK_SIZE
 from services.placement.estimate.cluster import CandidateNode, PlacedStage
 from services.placement.estimate.costs import Costs
+from services.placement.estimate.estimator import stage_costs
+from services.placement.estimate.step_times import StepTimes
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.fleet.batch import Batch, Generation
-from simulator.fleet.profile import EngineProfile
-from simulator.fleet.step_times import StepTimes
 from simulator.processes.holdings import Hold, Holdings
 
 ROOM = 2
@@ -45,7 +45,6 @@ class Fleet:
     """What all nodes of a run have in common."""
 
     costs: Costs
-    profile: EngineProfile
     spread: float
     """Starts and loads take their time, more or less by this share."""
     candidate: Callable[[str], CandidateNode]
@@ -81,7 +80,7 @@ class FleetNode(Process):
         self._place: _Place | None = None
         self._beats: Stream | None = None
         self._lost: tuple[str, ...] = ()
-        self.after(self._spread(fleet.profile.start_s), self._register)
+        self.after(self._spread(fleet.costs.engine.start_s), self._register)
         self.every(environment.settings.cluster.heartbeat_interval_s, self._beat)
 
     @property
@@ -144,9 +143,9 @@ class FleetNode(Process):
         fleet = self._fleet
         lacks = {spec for model, spec in stages if (model, spec) not in had}
         layers = sum(spec.layers.end - spec.layers.start for spec in lacks)
-        rate = fleet.profile.load_rate(self._candidate().kind.type_name)
+        rate = fleet.costs.engine.load_rate(self._candidate().kind.type_name)
         load_s = layers * fleet.costs.model.layer_bytes / rate
-        load_s += fleet.profile.load_s if lacks else 0.0
+        load_s += fleet.costs.engine.load_s if lacks else 0.0
         self.after(self._spread(load_s), self._hold_ends, hold)
 
     def _hold_ends(self, hold: Hold) -> None:
@@ -175,8 +174,7 @@ class FleetNode(Process):
         """Blocks of KV cache beside the stage. Raises FailedPrecondition where it has none."""
         fleet = self._fleet
         stage = PlacedStage(self._candidate(), spec.layers.start, spec.layers.end, spec.tp_degree)
-        times = StepTimes(fleet.costs, (stage,), fleet.profile)
-        return times.room_positions() // BLOCK_SIZE
+        return _step_times(fleet.costs, (stage,)).room_positions() // BLOCK_SIZE
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation."""
@@ -204,7 +202,7 @@ class FleetNode(Process):
             )
             for one in form.members
         ]
-        return Batch(StepTimes(fleet.costs, stages, fleet.profile))
+        return Batch(_step_times(fleet.costs, stages))
 
     def dissolve(self, reply: Reply, formation_id: str) -> None:
         """Leaves a formation."""
@@ -300,3 +298,8 @@ class FleetNode(Process):
         if ended:
             self._fleet.front.ended(place.formation_id, ended)
         self._work(place)
+
+
+def _step_times(costs: Costs, stages: Sequence[PlacedStage]) -> StepTimes:
+    layers = [stage.layers for stage in stages]
+    return StepTimes(stage_costs(costs, stages), layers, costs.engine)

@@ -11,11 +11,17 @@ from services.controller.core.cluster.plan import Plan
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.search.budget import UNLIMITED
 from services.placement.search.planners import spotserve
-from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.problem import Problem
 from simulator.environment.environment import Environment
 from simulator.environment.network import Reply
 from simulator.fleet.scenario import StageRow
-from simulator.processes.placement import Judge, Known, SimulatedPlacement, deployment
+from simulator.processes.placement import (
+    Judge,
+    Known,
+    SimulatedPlacement,
+    deployment,
+    objective_of,
+)
 
 
 class FleetPlacement(SimulatedPlacement):
@@ -45,7 +51,7 @@ class FleetPlacement(SimulatedPlacement):
         try:
             pipelines = self._said({node.node_id: node for node in nodes})
             if not pipelines:
-                problem = Problem(judge.costs, nodes, Objective(ObjectiveKind(goal.aim.objective)))
+                problem = Problem(judge.costs, nodes, objective_of(goal.aim))
                 planner = spotserve.plan if uniform else judge.planner
                 pipelines = planner(problem, UNLIMITED).pipelines
             made = deployment(goal, pipelines, judge.costs, known)

@@ -1,52 +1,116 @@
-"""A recording's requests, played to models of the pipelines that served them."""
+"""A recording's requests, played to models of the pipelines that served them, moves among it.
+
+Where a pipeline's generations left it (it was lost, or drained), they leave its batch with what
+they hold by then, and are at the pipeline that they were recorded at next once a request's own time
+has passed, to be read again. So where they go is the recording's; when they are there, and what
+they cost those they come to, is the model's.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet.batch import Batch, Generation
-from simulator.fleet.measured import MeasuredProfile, MeasuredTimes
-from simulator.fleet.recording import Recording, RequestRow
+from simulator.fleet.measured import MeasuredTimes
+from simulator.fleet.recording import ENDS, Recording, RequestRow
 
 
-def play(recording: Recording, profile: MeasuredProfile) -> dict[int, Generation]:
-    """Those that finished, by number, each at the pipeline that it was first recorded at. Raises
-    FailedPrecondition where the profile lacks one of its stages."""
-    played = {}
-    for pipeline, requests in _by_pipeline(recording).items():
-        kinds = [stage.kind for stage in recording.header.pipelines[pipeline]]
-        played.update(_played(requests, MeasuredTimes(profile, kinds), profile))
-    return played
+def play(recording: Recording, profile: EngineProfile) -> dict[int, Generation]:
+    """Those that finished, by number. Raises FailedPrecondition where the profile lacks one of the
+    stages."""
+    return _Played(recording, profile).run()
 
 
-def _by_pipeline(recording: Recording) -> dict[str, list[RequestRow]]:
-    """Whoever was not seen anywhere counts for the pipeline with the fewest requests so
-    far: a load that is left out would make the others fast."""
-    shares: defaultdict[str, list[RequestRow]] = defaultdict(list)
-    names = list(recording.header.pipelines)
+@dataclass(slots=True, eq=False)
+class _Pipeline:
+    name: str
+    times: MeasuredTimes
+    batch: Batch
+    works: bool = False
+    """A cycle is under way."""
+
+
+@dataclass(slots=True)
+class _Played:
+    recording: Recording
+    profile: EngineProfile
+    _events: list[tuple[float, int, str, object]] = field(default_factory=list)
+    _order: count[int] = field(default_factory=count)
+    _pipelines: dict[str, _Pipeline] = field(default_factory=dict)
+    _ways: dict[int, deque[str]] = field(default_factory=dict)
+    """By request, the pipelines that it is still to come to."""
+    _now_s: float = 0.0
+
+    def run(self) -> dict[int, Generation]:
+        for name, stages in self.recording.header.pipelines.items():
+            times = MeasuredTimes(self.profile, [stage.kind for stage in stages])
+            self._pipelines[name] = _Pipeline(name, times, Batch(times))
+        played = {}
+        for first, row in _placed(self.recording):
+            played[row.number] = one = Generation(row.number, row.arrival_s, row.prompt, row.output)
+            self._ways[row.number] = deque(row.then)
+            self._at(row.arrival_s + self.profile.first_s, first, one)
+        for event in self.recording.events:
+            if event.event in ENDS and event.pipeline in self._pipelines:
+                self._at(event.at_s, event.pipeline, None)
+        while self._events:
+            self._now_s, _, name, what = heappop(self._events)
+            self._happens(self._pipelines[name], what)
+        return {n: one for n, one in played.items() if one.held >= one.output}
+
+    def _at(self, at_s: float, name: str, what: object) -> None:
+        """`what`: a generation comes, a batch has made its cycle, or (None) the pipeline ends."""
+        heappush(self._events, (at_s, next(self._order), name, what))
+
+    def _happens(self, pipeline: _Pipeline, what: object) -> None:
+        if isinstance(what, Generation):
+            pipeline.batch.add(what)
+        elif what is None:
+            self._ends(pipeline)
+        elif what is not pipeline.batch:
+            return  # a cycle of a formation that has ended
+        else:
+            pipeline.batch.end(self._now_s)
+            pipeline.works = False
+        took_s = None if pipeline.works else pipeline.batch.begin()
+        if took_s is not None:
+            pipeline.works = True
+            self._at(self._now_s + took_s, pipeline.name, pipeline.batch)
+
+    def _ends(self, pipeline: _Pipeline) -> None:
+        left = pipeline.batch.leave()
+        pipeline.batch, pipeline.works = Batch(pipeline.times), False
+        for one in left:
+            if one.first_s is not None:
+                one.moves += 1
+                one.left_s = self._now_s
+            then = self._ways[one.number]
+            self._at(
+                self._now_s + self.profile.first_s,
+                then.popleft() if then else self._other(pipeline),
+                one,
+            )
+
+    def _other(self, pipeline: _Pipeline) -> str:
+        """For one that had ended by then when it was recorded."""
+        others = [one for one in self._pipelines.values() if one is not pipeline] or [pipeline]
+        return min(others, key=lambda one: one.batch.running + one.batch.waiting).name
+
+
+def _placed(recording: Recording) -> list[tuple[str, RequestRow]]:
+    """Requests that finished, each with its first pipeline. Whoever was not seen anywhere counts
+    for the one with the fewest requests so far: a load that is left out would make the others
+    fast."""
+    shares: defaultdict[str, int] = defaultdict(int)
+    names, placed = list(recording.header.pipelines), []
     for request in recording.requests:
         if request.outcome == "finished" and request.output > 0 and names:
             known = request.pipeline in recording.header.pipelines
-            least = min(names, key=lambda name: len(shares[name]))
-            shares[request.pipeline if known else least].append(request)
-    return {name: requests for name, requests in shares.items() if requests}
-
-
-def _played(
-    requests: list[RequestRow], times: MeasuredTimes, profile: MeasuredProfile
-) -> dict[int, Generation]:
-    batch, played, now_s, coming = Batch(times), dict[int, Generation](), 0.0, 0
-    while True:
-        while coming < len(requests) and requests[coming].arrival_s + profile.first_s <= now_s:
-            one = requests[coming]
-            played[one.number] = Generation(one.number, one.arrival_s, one.prompt, one.output)
-            batch.add(played[one.number])
-            coming += 1
-        took_s = batch.begin()
-        if took_s is not None:
-            now_s += took_s
-            batch.end(now_s)
-        elif coming < len(requests):
-            now_s = max(now_s, requests[coming].arrival_s + profile.first_s)
-        else:
-            return {n: g for n, g in played.items() if g.held >= g.output}
+            name = request.pipeline if known else min(names, key=lambda one: shares[one])
+            shares[name] += 1
+            placed.append((name, request))
+    return placed

@@ -42,7 +42,7 @@ class Header(Row):
     version: Literal[1] = 1
     seconds: Time
     pipelines: dict[Id, tuple[Stage, ...]]
-    """Those that served when it began, head first."""
+    """Those that served, head first."""
 
 
 class RequestRow(Row):
@@ -51,11 +51,13 @@ class RequestRow(Row):
     kind: Literal["request"] = "request"
     number: Count
     arrival_s: Time
-    prompt: Count
+    prompt: Annotated[int, Field(ge=1, le=1 << 50)]
     """Tokens, as is `output`."""
     output: Count
     pipeline: Id
     """The first that it was seen at; empty where it was over too soon to be seen."""
+    then: tuple[Id, ...] = Field(default=(), max_length=1000)
+    """Where it was seen later on, in this order."""
     moves: Count
     outcome: Literal["finished", "failed", "running"]
     tokens: tuple[tuple[Time, Count], ...]
@@ -95,11 +97,15 @@ class WindowRow(Row):
     """Seconds that the stage's steps took."""
 
 
+ENDS = frozenset({"pipeline_lost", "handover_started"})
+"""Events with which a pipeline's generations leave it."""
+
+
 class EventRow(Row):
     """Something that the controller logged."""
 
     kind: Literal["event"] = "event"
-    at_s: float
+    at_s: Annotated[float, Field(allow_inf_nan=False)]
     event: Id
     node: Id
     pipeline: Id

@@ -21,7 +21,7 @@ from simulator.fleet.result import Outcome
 
 MOST_FIGURES = 60
 """Runs of more are in the tables only."""
-PAGE = "index.html"
+PAGE, RUNS = "index.html", "runs.json"
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;text-align:right;"
@@ -31,7 +31,7 @@ STYLE = (
 
 def write_report(directory: Path, outcomes: Sequence[Outcome]) -> Path:
     """The page. Raises AlreadyExists where there is something that is no report."""
-    if directory.exists() and not (directory / PAGE).is_file() and _has_any(directory):
+    if directory.exists() and not _is_report(directory):
         raise AlreadyExists(f"{directory} is there and is no report", field="report")
     directory.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -47,8 +47,12 @@ def write_report(directory: Path, outcomes: Sequence[Outcome]) -> Path:
     return directory / PAGE
 
 
-def _has_any(directory: Path) -> bool:
-    return not directory.is_dir() or any(directory.iterdir())
+def _is_report(directory: Path) -> bool:
+    """It is a folder with a report and nothing else, or with nothing."""
+    if not directory.is_dir():
+        return False
+    names = {one.name for one in directory.iterdir() if one.suffix != ".png"}
+    return not any(directory.iterdir()) or names == {PAGE, RUNS}
 
 
 def _write(directory: Path, outcomes: Sequence[Outcome]) -> None:
@@ -58,7 +62,7 @@ def _write(directory: Path, outcomes: Sequence[Outcome]) -> None:
     for name, png in pictures.items():
         (directory / f"{name}.png").write_bytes(png)
     data = [one.as_json() for one in outcomes]
-    (directory / "runs.json").write_text(json.dumps(data, indent=2) + "\n")
+    (directory / RUNS).write_text(json.dumps(data, indent=2) + "\n")
     (directory / PAGE).write_text(_page(outcomes, pictures))
 
 

@@ -8,8 +8,9 @@ with the first pipeline that serves. At the end the books have to balance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Protocol
 
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import LogEvent
@@ -23,7 +24,7 @@ from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
-from services.controller.core.strategy import STRATEGIES, Strategy
+from services.controller.core.strategy import Strategy
 from services.controller.providers.market_file import MarketEvent
 from services.placement.estimate.cluster import CandidateNode
 from services.placement.search.planners import shuntserve
@@ -38,8 +39,10 @@ from simulator.fleet.meter import Meter, NotConserved
 from simulator.fleet.node import Fleet, FleetNode
 from simulator.fleet.planning import FleetPlacement
 from simulator.fleet.playing import MarketPlay
+from simulator.fleet.replicas import Replicas
 from simulator.fleet.result import Happened, Interruption, Outcome, Sample, percentiles
 from simulator.fleet.scenario import Scenario
+from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.processes.controller import SimulatedController
 from simulator.processes.placement import Judge
 from simulator.processes.provider import SimulatedProvider
@@ -49,6 +52,8 @@ READY_WITHIN_S = 7200.0
 WHOLE_WITHIN_S = 600.0
 """So long the first pipeline waits for the plan's others."""
 BEAT_S = 1.0
+LOOK_S = 0.5
+"""Between two looks at whether another plan is to be asked for: little beside a start."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
@@ -67,11 +72,11 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
     facts = ModelFacts(model.name or "model", "fleet", model.layers, model.vocab, 1 << 20, "{}")
     objective = document.objective
     aim = Aim(objective.name)
-    if objective.name == "goodput-per-cost":
+    if objective.name != "throughput":
         aim = Aim(objective.name, objective.ttft_s or 0.0, objective.tpot_s or 0.0)
     goal = Goal(facts, aim)
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
-    slowest_s = max(offer.launch_s for offer in scenario.offers) + scenario.profile.start_s
+    slowest_s = max(offer.launch_s for offer in scenario.offers) + scenario.costs.engine.start_s
     most = document.nodes_max or _most(scenario)
     cool_down_s = 0.0 if strategy.uniform else ReplanSettings().cool_down_s
     return SimulationSettings(
@@ -104,6 +109,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
+        look_s=LOOK_S,
         routers=1,
     )
 
@@ -117,10 +123,31 @@ def _most(scenario: Scenario) -> int:
     return sum(most.values())
 
 
-def _serves_whole(cluster: Cluster) -> bool:
-    plan = cluster.plan
-    planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
-    return len(cluster.routes()[1]) >= planned
+class Service(Protocol):
+    """Who decides what runs, as a run sees it."""
+
+    @property
+    def pipelines(self) -> int:
+        """That take requests."""
+
+    def serves_whole(self) -> bool:
+        """All that is planned serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """The production cluster."""
+
+    cluster: Cluster
+
+    @property
+    def pipelines(self) -> int:
+        return len(self.cluster.routes()[1])
+
+    def serves_whole(self) -> bool:
+        plan = self.cluster.plan
+        planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
+        return self.pipelines >= planned
 
 
 class _Kept(Unwatched):
@@ -142,7 +169,7 @@ class FleetRun:
     """One of them; `outcome` runs it."""
 
     def __init__(self, scenario: Scenario, strategy: str, seed: int) -> None:
-        self._scenario, self._strategy, self._seed = scenario, STRATEGIES[strategy], seed
+        self._scenario, self._strategy, self._seed = scenario, FLEET_STRATEGIES[strategy], seed
         self._environment = Environment(
             Random(f"{scenario.name} {seed}"), settings_of(scenario, self._strategy)
         )
@@ -161,24 +188,31 @@ class FleetRun:
             concurrency=workload.concurrency,
             tolerant=workload.tolerant,
         )
-        self._fleet = Fleet(
-            scenario.costs, scenario.profile, scenario.document.spread, self._candidate, self._front
-        )
+        self._fleet = Fleet(scenario.costs, scenario.document.spread, self._candidate, self._front)
         self._nodes: list[FleetNode] = []
         self._provider = SimulatedProvider(self._environment, self._start)
         judge = Judge(
-            scenario.costs, shuntserve.plan, self._judged, scenario.profile.load_bytes_per_s
+            scenario.costs, shuntserve.plan, self._judged, scenario.costs.engine.load_bytes_per_s
         )
         FleetPlacement(self._environment, judge, scenario.document.first_plan, self._offer_id)
         self._kept = _Kept()
         self._kept.clock = self._clock
-        self._controller = SimulatedController(
-            self._environment, self._kept, self._provider, [], {}
-        )
+        self._service = self._served_by(self._provider)
         self._market = MarketPlay(self._provider)
         self._interruptions: list[Interruption] = []
         self._samples: list[Sample] = []
         self._progress: Progress = lambda share: None
+
+    def _served_by(self, provider: SimulatedProvider) -> Service:
+        replicas = self._scenario.document.replicas
+        if self._strategy is not SKYSERVE or replicas is None:
+            return Controlled(
+                SimulatedController(self._environment, self._kept, provider, [], {}).cluster
+            )
+        model = self._environment.settings.cluster.first.model
+        layers = self._scenario.costs.model.layers
+        target, extra = replicas.target, replicas.extra
+        return Replicas(self._environment, provider, model, layers, target, extra)
 
     def _start(self, node_id: str, shape: NodeShape) -> Process:
         """The provider starts a node: it is paid for from now on."""
@@ -213,10 +247,10 @@ class FleetRun:
         """Runs it to its horizon. Raises TimeoutError where nothing serves, and NotConserved."""
         clock, horizon_s = self._clock, self._scenario.document.horizon_s
         self._progress = progress
-        cluster = self._controller.cluster
-        if not clock.run(READY_WITHIN_S, lambda: bool(cluster.routes()[1])):
+        service = self._service
+        if not clock.run(READY_WITHIN_S, lambda: bool(service.pipelines)):
             raise TimeoutError(f"nothing serves within {READY_WITHIN_S:g} s")
-        clock.run(clock.now_s + WHOLE_WITHIN_S, lambda: _serves_whole(cluster))
+        clock.run(clock.now_s + WHOLE_WITHIN_S, service.serves_whole)
         began_s = clock.now_s
         self._meter.pass_to(began_s)
         paid = self._meter.cost, self._meter.on_demand_cost
@@ -248,7 +282,7 @@ class FleetRun:
             Sample(
                 now_s - began_s,
                 self._meter.running(),
-                len(self._controller.cluster.routes()[1]),
+                self._service.pipelines,
                 sum(one.running for one in batches),
                 waiting,
                 self._front.counts.finished,

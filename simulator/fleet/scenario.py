@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal, Self, TypeVar
@@ -19,15 +20,15 @@ from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.nodes import NodeShape
 from services.common.yaml_file import Row, read_yaml
 from services.controller.core.cluster.market import MAX_COUNT, Offer
-from services.controller.core.strategy import STRATEGIES
 from services.controller.providers.market_file import MarketEvent, MarketScript, read_market
 from services.placement.command.clusterfile import read_cluster
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.costs import Costs
+from services.placement.estimate.engine import read_profile
 from services.placement.estimate.model import load_model
-from simulator.fleet.profile import EngineProfile, read_profile
+from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.fleet.workload import MAX_REQUESTS, MAX_TOKENS, Generator, Request, read_trace
 
 MOST_NODES = 2_000
@@ -96,6 +97,13 @@ class ObjectiveRow(Row):
     tpot_s: Target | None = None
 
 
+class ReplicasRow(Row):
+    """What `skyserve` keeps: replicas that should be ready, and spot ones beyond them."""
+
+    target: int = Field(ge=1, le=MOST_NODES)
+    extra: int = Field(default=0, ge=0, le=MOST_NODES)
+
+
 class ScenarioDocument(Row):
     """The whole file."""
 
@@ -110,6 +118,8 @@ class ScenarioDocument(Row):
     """Pipelines, head first; the planner's choice where nothing is said."""
     replans: bool = True
     """Otherwise the first plan stays: nodes that go are followed by their like, and that is all."""
+    replicas: ReplicasRow | None = None
+    """Of the strategy `skyserve`."""
     nodes_max: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Most of a plan; 0: as many as are offered."""
     budget_per_hour: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -117,7 +127,9 @@ class ScenarioDocument(Row):
     calibration: Path_ = "measured"
     engine_profile: Path_ | None = None
     workload: WorkloadRow
-    strategies: tuple[str, ...] = Field(default=("full",), min_length=1, max_length=len(STRATEGIES))
+    strategies: tuple[str, ...] = Field(
+        default=("full",), min_length=1, max_length=len(FLEET_STRATEGIES)
+    )
     objective: ObjectiveRow = Field(default_factory=ObjectiveRow)
     horizon_s: float = Field(gt=0, le=MAX_HORIZON_S, allow_inf_nan=False)
     seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] = Field(
@@ -125,12 +137,6 @@ class ScenarioDocument(Row):
     )
     spread: float = Field(default=0.1, ge=0, lt=1, allow_inf_nan=False)
     """Starts and loads take their time, more or less by this share."""
-
-    @model_validator(mode="after")
-    def _one_supply(self) -> Self:
-        if (self.cluster is None) == (self.market is None):
-            raise ValueError("a scenario has a cluster or a market")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +150,19 @@ class Scenario:
     """Nodes at first, by offer."""
     catalogue: HardwareCatalogue
     costs: Costs
-    profile: EngineProfile
     document: ScenarioDocument
     trace: tuple[Request, ...]
     """Empty where requests are drawn."""
 
     def requests(self, seed: int) -> tuple[Request, ...]:
-        """The same for the same seed."""
+        """The same for the same seed; of those that are drawn none behind the horizon, unless
+        they come when others have ended."""
         workload, random = self.document.workload, Random(f"requests {seed}")
+        until_s = inf if workload.concurrency else self.document.horizon_s
         if workload.generator is not None:
-            return Generator(**workload.generator.model_dump()).draw(random)
+            return Generator(**workload.generator.model_dump()).draw(random, until_s)
         if workload.redrawn:
-            return Generator.fitted_to(self.trace).draw(random)
+            return Generator.fitted_to(self.trace).draw(random, until_s)
         return self.trace
 
     def node(self, name: str, offer: Offer) -> CandidateNode:
@@ -178,22 +185,24 @@ def read_scenario(path: Path) -> Scenario:
     document = _located(path, lambda: read_yaml(path, ScenarioDocument))
     catalogue = load_catalogue()
     for index, name in enumerate(document.strategies):
-        if name not in STRATEGIES:
-            known = ", ".join(STRATEGIES)
+        if name not in FLEET_STRATEGIES:
+            known = ", ".join(FLEET_STRATEGIES)
             raise _wrong(path, f"strategies.{index}", f"{name[:40]!r} is none of {known}")
+    if SKYSERVE.name in document.strategies and document.replicas is None:
+        raise _wrong(path, "replicas", f"{SKYSERVE.name} has to be told how many")
     offers, events = _supply(path, document, catalogue)
     initial = _initial(path, document, offers)
     trace = _trace(path, document)
     model = _of_field(path, "model", lambda: load_model(document.model))
-    _check_first_plan(path, document, {o.offer_id: n for o, n in initial}, model.layers)
+    _check_first_plan(path, document, initial, model.layers)
     calibrated = document.calibration
     if calibrated not in ("nominal", "measured"):
         calibrated = str(_beside(path, calibrated))
     calibration = _of_field(path, "calibration", lambda: load_calibration(calibrated))
-    profile = EngineProfile()
     if document.engine_profile is not None:
         file = _named(path, "engine_profile", document.engine_profile)
-        profile = _located(file, lambda: read_profile(file))
+        engine = _located(file, lambda: read_profile(file))
+        calibration = calibration.model_copy(update={"engine": engine})
     workload = _workload(document, trace)
     return Scenario(
         path.stem,
@@ -202,7 +211,6 @@ def read_scenario(path: Path) -> Scenario:
         initial,
         catalogue,
         Costs(model, workload, calibration, catalogue),
-        profile,
         document,
         trace,
     )
@@ -211,6 +219,8 @@ def read_scenario(path: Path) -> Scenario:
 def _supply(
     path: Path, document: ScenarioDocument, catalogue: HardwareCatalogue
 ) -> tuple[tuple[Offer, ...], tuple[MarketEvent, ...]]:
+    if (document.cluster is None) == (document.market is None):
+        raise _wrong(path, "market", "a scenario has a cluster or a market")
     if document.market is not None:
         file = _named(path, "market", document.market)
         script = _located(file, lambda: read_market(file, memory_bytes=1, device_type="gpu"))
@@ -272,8 +282,10 @@ def _initial(
 
 
 def _check_first_plan(
-    path: Path, document: ScenarioDocument, nodes: dict[str, int], layers: int
+    path: Path, document: ScenarioDocument, initial: tuple[tuple[Offer, int], ...], layers: int
 ) -> None:
+    nodes = {offer.offer_id: count for offer, count in initial}
+    devices = {offer.offer_id: offer.shape.device_count for offer, _ in initial}
     left = dict(nodes)
     for index, pipeline in enumerate(document.first_plan):
         for place, stage in enumerate(pipeline):
@@ -281,6 +293,9 @@ def _check_first_plan(
             if left[stage.offer] < 0:
                 field = f"first_plan.{index}.{place}.offer"
                 raise _wrong(path, field, f"{nodes.get(stage.offer, 0)} nodes of it are there")
+            if stage.tp > devices[stage.offer]:
+                field = f"first_plan.{index}.{place}.tp"
+                raise _wrong(path, field, f"a node has {devices[stage.offer]} devices")
         held = sum(stage.layers for stage in pipeline)
         if held != layers:
             raise _wrong(path, f"first_plan.{index}", f"{held} layers, the model has {layers}")

@@ -113,11 +113,13 @@ class Generator:
         rate = (len(trace) - 1) / span_s if span_s > 0 else float(len(trace))
         return cls(len(trace), max(rate, 1e-9), input_mean, output_mean, input_cv, output_cv)
 
-    def draw(self, random: Random) -> tuple[Request, ...]:
-        """The same for the same seed."""
+    def draw(self, random: Random, until_s: float = math.inf) -> tuple[Request, ...]:
+        """The same for the same seed; those that come later are left out."""
         requests, at_s = [], 0.0
         for _ in range(self.requests):
             at_s += random.expovariate(self.rate_rps)
+            if at_s > until_s:
+                break
             lengths = (
                 _length(random, self.input_mean, self.input_cv),
                 _length(random, self.output_mean, self.output_cv),

@@ -25,6 +25,7 @@ from services.controller.core.cluster import budget
 from services.controller.core.cluster.actions import (
     AskPlan,
     Beat,
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -48,12 +49,14 @@ from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.departure.departure import Departure, Look
-from services.controller.core.departure.move import Rates
+from services.controller.core.departure.move import Choice, Rates
 from services.controller.core.departure.move import Stream as Leaving
+from services.controller.core.departure.schedule import at_once, cheapest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
 from services.engine.backend import BLOCK_SIZE
+from services.engine.core.copying import Heir
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
@@ -63,8 +66,6 @@ from simulator.processes.stages import BLOCK_BYTES
 SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
-LOOK_S = 0.1
-"""Between two looks at whether another plan is to be asked for."""
 PLAN_S = 1.0
 LINK_BYTES_PER_S = 1000.0
 """Of KV blocks, of which a position is an id here."""
@@ -165,7 +166,7 @@ class SimulatedController(Process):
                 market=self.dealer.market,
                 workloads=Workloads(settings.workloads, now_s),
             )
-            self.every(LOOK_S, self._look)
+            self.every(settings.look_s, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def stir(self) -> None:
@@ -350,6 +351,8 @@ class SimulatedController(Process):
             elif isinstance(action, DepartFormation):
                 self._departures[action.formation_id] = Departure(action.until_s)
                 self._depart(action)
+            elif isinstance(action, CopyAhead):
+                self._copy_ahead(action)
             elif isinstance(action, DrainFormation):
                 self._departures.pop(action.formation_id, None)
                 self._drain(action)
@@ -585,6 +588,28 @@ class SimulatedController(Process):
         full = stream.positions // BLOCK_SIZE * BLOCK_BYTES
         over = LINK_BYTES_PER_S * (now_s - self._pushed_s.get(stream.generation_id, now_s))
         return replace(stream, bytes=max(0, full - int(over)))
+
+    def _copy_ahead(self, action: CopyAhead) -> None:
+        name, now_s = action.formation_id, self.clock.now_s
+        promised = self.ledger.promise(name, self.cluster.view.heads(now_s))
+        streams, runs_at = self.ledger.streams(name), self.cluster.view.runs_at(name)
+        moves = at_once(streams, now_s, travels=True)
+        if runs_at is not None and self.environment.random.random() < 0.5:
+            moves = cheapest(streams, self.ledger.observed.rates(runs_at.model, inf), now_s)
+        there: dict[str, set[str]] = {}
+        for move in moves:
+            if move.choice is Choice.PUSH:
+                head = promised.get(move.generation_id)
+                formation_id = head.route.formation_id if head is not None else ""
+                there.setdefault(formation_id, set()).add(move.generation_id)
+        heirs = tuple(Heir((), frozenset(names)) for names in there.values())
+
+        def copied(_: Any) -> None:
+            self.cluster.copied(name, self.clock.now_s)
+            self.stir()
+
+        args = (name, heirs, action.limit_s)
+        self._call(action.head.incarnation, "copy", args, copied, action.limit_s + CALL_S)
 
     def _drain(self, drain: DrainFormation) -> None:
         def drained(result: Any) -> None:

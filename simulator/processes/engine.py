@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Protocol
@@ -22,7 +23,8 @@ from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, lead_of
+from services.engine.core.batching import Batching, Due, Leaving, lead_of
+from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
@@ -36,6 +38,11 @@ from simulator.processes.stages import SimulatedStages, facts_of
 TICK_S = 0.1
 FETCH_S = 0.1
 LATE_S = 0.4
+ROUND_S = 0.05
+ROUND_BLOCKS = 3
+"""Blocks that go ahead together."""
+ROUND_FAILS = 0.05
+"""Share of the rounds that some stage does not answer."""
 PROBE_S = 0.5
 
 
@@ -60,6 +67,9 @@ class HeadMonitor(Protocol):
 
     def batched(self, batching: Batching, step: Step) -> None: ...
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None: ...
+    def keeps(self, batching: Batching, leaving: Leaving) -> None: ...
+    def kept(self, batching: Batching, leaving: Leaving) -> None: ...
+    def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -320,6 +330,44 @@ class SimulatedEngine(Process):
         self._draining.append((formation_id, running, reply))
         self.act(actions)
 
+    def copy(self, reply: Reply, formation_id: str, heirs: Sequence[Heir], limit_s: float) -> None:
+        """Has blocks go ahead, in rounds, until no sequence lacks more than one or the time is
+        over."""
+        if self.place is None or self.place.formation_id != formation_id:
+            reply(FailedPrecondition("not the head of this formation"))
+            return
+        self._go_ahead(self.place, Copying(heirs), self.clock.now_s + limit_s, reply)
+
+    def _go_ahead(self, place: Place, copying: Copying, until_s: float, reply: Reply) -> None:
+        lead, lent = self.batching.lead, ExitStack()
+        going = lent.enter_context(self.batching.ahead(copying, ROUND_BLOCKS))
+        if going is None or lead is None or place is not self.place or self.clock.now_s >= until_s:
+            lent.close()
+            reply(None)
+            return
+        ahead, leaving = going
+        self.monitor.keeps(self.batching, leaving)
+        last_step, random = lead.scheduler.last_step, self.environment.random
+
+        def over() -> None:
+            if place is not self.place or place.stages is None:
+                lent.close()
+                reply(None)
+            elif not lead.scheduler.is_back(last_step):
+                self.after(ROUND_S, over)
+            else:
+                for name, block in leaving.blocks:
+                    self.environment.kept_blocks[name] = place.stages.block(block)
+                leaving.told = random.random() > ROUND_FAILS
+                self.monitor.kept(self.batching, leaving)
+                if not leaving.told:
+                    self.monitor.kept_busy(place.formation_id, leaving)
+                lent.close()
+                copying.copied(ahead, set(ahead.names) if leaving.told else set())
+                self._go_ahead(place, copying, until_s, reply)
+
+        self.after(ROUND_S * random.random(), over)
+
     # Readers
 
     def generate(self, stream: Stream, call: GenerateCall) -> None:
@@ -391,6 +439,11 @@ class SimulatedEngine(Process):
         self._do(self.batching.act(actions, self.clock.now_s))
 
     def _do(self, due: Due) -> None:
+        for leaving in due.keeps:
+            self.monitor.keeps(self.batching, leaving)
+            self.after(
+                FETCH_S * self.environment.random.random(), self._keep_on, self.place, leaving
+            )
         for step in due.steps:
             self._submit(step)
         for fetch in due.fetches:
@@ -399,6 +452,18 @@ class SimulatedEngine(Process):
             self._checkpoint()
         for reader in due.readers:
             self._pump(reader)
+
+    def _keep_on(self, place: Place | None, leaving: Leaving) -> None:
+        """What is computed of one that is handed on; there is not always room for all of it."""
+        if place is None or place is not self.place or place.stages is None:
+            return
+        self.monitor.kept(self.batching, leaving)
+        random = self.environment.random
+        room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
+        for name, block in leaving.blocks[:room]:
+            self.environment.kept_blocks[name] = place.stages.block(block)
+        leaving.told = True
+        self._do(self.batching.left(leaving, self.clock.now_s))
 
     def _keep(self, formation_id: str) -> None:
         """What is computed of what a drain has sealed."""

@@ -10,8 +10,10 @@ from typing import TypeVar
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.given_phases import handing_on, in_phases, is_split
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
@@ -109,12 +111,42 @@ class SimulatedPlacement(Process):
             Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
             for turn, goal in enumerate(ask.goals)
         )
-        reply(Plan(ask.number, tuple(deployments)))
+        plan = in_phases(Plan(ask.number, tuple(deployments)), self._phases)
+        reply(replace(plan, deployments=tuple(map(self._handing_on, plan.deployments))))
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
         uniform = self.environment.settings.cluster.strategy.uniform
-        self._answers(reply, partial(next_plan, self.judge, uniform=uniform), question)
+
+        def answer(question: Replanning) -> NextPlan:
+            found = next_plan(self.judge, question, uniform=uniform)
+            if found.plan is None:
+                return found
+            return replace(found, plan=in_phases(found.plan, self._phases, question.running))
+
+        self._answers(reply, answer, question)
+
+    def _handing_on(self, deployment: Deployment) -> Deployment:
+        """At any rates, where it is split."""
+        if not is_split(deployment):
+            return deployment
+        random = self.environment.random
+        places = {
+            phase: [n for n, one in enumerate(deployment.pipelines) if one.phase is phase]
+            for phase in (PipelinePhase.PREFILL, PipelinePhase.DECODE)
+        }
+        return handing_on(
+            deployment,
+            [
+                (prefill, decode, random.choice((1.0, 4.0)))
+                for prefill in places[PipelinePhase.PREFILL]
+                for decode in places[PipelinePhase.DECODE]
+            ],
+        )
+
+    @property
+    def _phases(self) -> tuple[PipelinePhase, ...]:
+        return self.environment.settings.cluster.phases
 
     def divide(self, reply: Reply, question: Dividing) -> None:
         """The next plan of all models, after a while."""
@@ -149,7 +181,7 @@ def next_plan(judge: Judge, question: Replanning, *, uniform: bool = False) -> N
     ShuntError where there is no plan."""
     wishes, goal, known = question.wishes, question.goal, _known(judge, question)
     nodes = _nodes(known)
-    objective = Objective(ObjectiveKind(goal.aim.objective), wishes.budget_per_hour)
+    objective = objective_of(goal.aim, wishes.budget_per_hour)
     costs = _costs_at(judge, question.workload)
     change = replace(
         _change(judge, question, goal, question.running, nodes),
@@ -173,7 +205,7 @@ def next_division(judge: Judge, question: Dividing) -> NextPlan:
     nodes = _nodes(known)
     shares, changes = [], []
     for goal, told in zip(question.goals, question.workloads, strict=True):
-        objective = Objective(ObjectiveKind(goal.aim.objective))
+        objective = objective_of(goal.aim)
         name = goal.model.model_id
         shares.append(
             Share(name, _costs_at(judge, told), judge.planner, objective, goal.aim.weight)
@@ -190,6 +222,12 @@ def next_division(judge: Judge, question: Dividing) -> NextPlan:
             deployments.append(deployment(goal, plan.pipelines, share.costs, known, made))
             made += len(plan.pipelines)
     return NextPlan(Plan(question.number, tuple(deployments)), found.gain, found.reasons)
+
+
+def objective_of(aim: Aim, budget_per_hour: float = 0.0) -> Objective:
+    """As placement's service is asked for it."""
+    kind = ObjectiveKind(aim.objective)
+    return Objective(kind, budget_per_hour, aim.ttft_target_s, aim.tpot_target_s)
 
 
 def _known(judge: Judge, question: Question) -> dict[str, Known]:

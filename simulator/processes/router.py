@@ -27,6 +27,7 @@ from services.router.core.actions import (
 )
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
+from services.router.core.hearing import Hearing
 from services.router.core.prefixes import PrefixIndex
 from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
@@ -71,7 +72,11 @@ class Following:
         self.follower = Follower(request, environment.settings.follower, environment.draw_id())
         self.transcript = Transcript(request, self.follower.runs, VOCABULARY, after)
         self.reading = Reading(
-            self.follower, self.transcript, router.balancer, max_unread_bytes=MAX_UNREAD_BYTES
+            self.follower,
+            self.transcript,
+            router.balancer,
+            router.hearing,
+            max_unread_bytes=MAX_UNREAD_BYTES,
         )
         self.accepted = False
         """The present stream to a head has answered."""
@@ -113,7 +118,7 @@ class Following:
             router.monitor.frame(self.follower, message)
             if isinstance(message, Closed):
                 stream.close(router)
-            self.perform(self.follower.frame(number, message, router.clock.now_s))
+            self.perform(self.reading.frame(number, message, router.clock.now_s))
 
         def ended(error: ShuntError | None) -> None:
             self.reading.left(number)
@@ -166,6 +171,7 @@ class SimulatedRouter(Process):
         self.environment = environment
         self.monitor = monitor
         self.balancer = Balancer()
+        self.hearing = Hearing(2 * TICK_S)
         self.prefixes = PrefixIndex()
         self._heads: dict[str, tuple[Route, int]] = {}
         """By formation, with how far each has told what it has cached."""
@@ -175,6 +181,7 @@ class SimulatedRouter(Process):
     def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
         self.balancer.update(routes, handing_over)
+        self.hearing.keep((*(route.formation_id for route in routes), *handing_over))
         unheard = {route.formation_id: (route, UNTOLD) for route in routes}
         self._heads = {name: self._heads.get(name, new) for name, new in unheard.items()}
         self.prefixes.keep(self._heads)
@@ -189,6 +196,7 @@ class SimulatedRouter(Process):
                 self.prefixes.told(name, news)
 
     def _tick(self) -> None:
+        self.hearing.look(self.clock.now_s)
         self._hear()
         for following in list(self.followings):
             following.tick()

@@ -140,6 +140,17 @@ class Containers:
         lines = self.docker("ps", "--no-trunc", "--filter", mine, "--format", form).splitlines()
         return dict((*line.split(),) for line in lines)  # type: ignore[misc]
 
+    def registered(self) -> dict[str, int]:
+        """How often each engine that runs has found a controller, by container."""
+        said = {}
+        for container in self.engines().values():
+            command = ("docker", "logs", container)
+            told = subprocess.run(
+                command, env=self.environment, capture_output=True, timeout=60, check=True
+            )
+            said[container] = (told.stdout + told.stderr).count(b"registered with the controller")
+        return said
+
     def left(self) -> str:
         """What there is yet of the project."""
         mine = f"label=com.docker.compose.project={self.project}"
@@ -317,7 +328,9 @@ async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
     await _until_ready(controller, 2)
     events = controller.WatchEvents(controller_pb2.WatchEventsRequest(no_wait=True), timeout=60)
     last = max([event.number async for event in events])
-    before = containers.address("controller", 7001)
+    before, found = containers.address("controller", 7001), containers.registered()
+    assert len(found) == 4
+    assert min(found.values()) > 0
     containers.compose("rm", "--stop", "--force", "controller")
     network = f"{containers.project}_mesh"
     squatter = [*("docker", "run", "--detach", "--rm", "--network", network), "--entrypoint"]
@@ -331,13 +344,18 @@ async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
             await asyncio.wait_for(channel.channel_ready(), 60)
             status = await _until_ready(stub, 2)
             assert {node.node_id for node in status.nodes} == set(engines)
-            await asyncio.sleep(12)  # who was not found by then counts as lost
+            await meshes.until(lambda: _more(containers.registered(), found), 60)
             request = controller_pb2.WatchEventsRequest(no_wait=True, from_number=last + 1)
             kinds = [event.kind async for event in stub.WatchEvents(request, timeout=60)]
             assert "node_lost" not in kinds, kinds
             assert containers.engines() == engines
     finally:
         _run(["docker", "rm", "--force", name], containers.environment, 60)
+
+
+def _more(now: Mapping[str, int], before: Mapping[str, int]) -> bool:
+    """Each of those has done it again."""
+    return all(now.get(name, 0) > count for name, count in before.items())
 
 
 async def test_a_stream_outlives_the_engine_container_that_began_it(

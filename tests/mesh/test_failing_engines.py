@@ -1,11 +1,14 @@
-"""Engines that cannot start, and engines that cannot load: what it costs, and what is said."""
+"""Engines that cannot start, that cannot load, and that are killed: what it costs, and what is
+said."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ TOO_SMALL = "leave no room for a KV cache"
 ENVIRONMENT = {
     "SHUNT_ENGINE_DTYPE": "fp32",  # which placement knows nothing of
     "SHUNT_CONTROLLER_STABLE_S": "2",
+    "SHUNT_ROUTER_RECOVER_S": "240",  # a busy machine starts an engine slowly
 }
 CHAT = {
     "model": tiny_mesh.NAME,
@@ -44,7 +48,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("tiny")
     model = tiny_mesh.reference()
-    asyncio.run(tiny_mesh.import_model(model, base / "source", base / "store"))
+    files = tiny_mesh.thinking_files()
+    asyncio.run(tiny_mesh.import_model(model, base / "source", base / "store", files))
     return base / "store"
 
 
@@ -108,6 +113,53 @@ def warnings(mesh: meshes.Mesh, message: str) -> list[dict[str, Any]]:
 def first_words(text: str) -> str:
     """What a command printed, on one line."""
     return " ".join(text.split())
+
+
+THINKS = {
+    "model": tiny_mesh.NAME,
+    "max_tokens": 1200,
+    # Nothing that ends it is sampled, and what ends its thoughts a little later than it would be.
+    "logit_bias": {"290": -100, "301": -100, "292": -0.5},
+    "chat_template_kwargs": {"enable_thinking": True},
+}
+QUESTIONS = ("Why is the sky blue?", "Name a bird.", "Tell a tale.", "Hello!")
+"""Greedy, some 400 to 800 ids of thoughts come before each answer."""
+
+
+async def test_thoughts_and_the_answer_behind_them_are_the_same_through_kills(
+    tiny: meshes.Mesh, client: httpx.AsyncClient
+) -> None:
+    ways: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0.4, "seed": 3}]
+    bodies = [
+        {**THINKS, **way, "messages": [{"role": "user", "content": question}]}
+        for question in QUESTIONS
+        for way in ways
+    ]
+    expected = await meshes.undisturbed(client, tiny.url(), bodies)
+    assert all(record.thoughts for record in expected)
+    assert sum(bool(record.text) for record in expected) >= len(QUESTIONS)
+    status = await tiny.until_ready(2)
+    pids = {node["id"]: node["pid"] for node in status["nodes"]}
+    first, second = (pids[pipeline["stages"][0]["node"]] for pipeline in status["pipelines"])
+    records = [meshes.StreamRecord() for _ in bodies]
+    async with asyncio.TaskGroup() as readers:
+        for body, record in zip(bodies, records, strict=True):
+            readers.create_task(meshes.stream_chat(client, tiny.url(), body, record))
+        await meshes.until(lambda: all(record.thoughts for record in records), 120.0)
+        os.kill(first, signal.SIGKILL)
+        await meshes.until(lambda: any(record.text for record in records), 120.0)
+        os.kill(second, signal.SIGKILL)
+    epochs = [
+        (await client.get(f"{tiny.url()}/v1/generations/{record.generation_id}")).json()["epoch"]
+        for record in records
+    ]
+    print(f"epochs {epochs}, thoughts {[len(record.thoughts) for record in records]}")
+    assert max(epochs) > 1
+    for record, wanted in zip(records, expected, strict=True):
+        assert record.complete, record.error
+        assert (record.thoughts, record.text) == (wanted.thoughts, wanted.text)
+        assert (record.finish_reason, record.usage) == (wanted.finish_reason, wanted.usage)
+    await tiny.until_ready(2, 120.0)
 
 
 async def test_a_mesh_whose_engines_never_start_says_why_and_comes_up_once_they_do(

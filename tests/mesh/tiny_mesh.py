@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -14,10 +15,13 @@ from typing import Any
 import torch
 import transformers
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from tokenizers import AddedToken
 
 from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
+from services.model.answer_tags import THINK_END
+from tests.families import TEMPLATES
 from tests.tiny_model import model_files, tiny_tokenizer
 
 NAME = "tiny"
@@ -95,10 +99,25 @@ def greedy(model: transformers.MistralForCausalLM, ids: list[int], count: int) -
     return answer[0, len(ids) :].tolist()
 
 
-async def import_model(model: transformers.MistralForCausalLM, source: Path, store: Path) -> None:
-    """Stores it with the tiny tokenizer."""
+def thinking_files() -> dict[str, bytes]:
+    """Files of a model that thinks where it is asked to: its template opens the thoughts, and what
+    ends them is a token."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(THINK_END)])
+    template = (TEMPLATES / "chatml_thinks_when_asked.jinja").read_text()
+    settings = {"chat_template": template, "eos_token": "<|im_end|>"}
+    return model_files(tokenizer) | {"tokenizer_config.json": json.dumps(settings).encode()}
+
+
+async def import_model(
+    model: transformers.MistralForCausalLM,
+    source: Path,
+    store: Path,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Stores it with these files, else with the tiny tokenizer."""
     model.save_pretrained(source)
-    for name, content in model_files(tiny_tokenizer()).items():
+    for name, content in (files or model_files(tiny_tokenizer())).items():
         (source / name).write_bytes(content)
     await meshes.run_shunt(
         *("model", "import", str(source), "--name", NAME, "--store", str(store)), timeout_s=60

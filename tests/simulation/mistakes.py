@@ -39,6 +39,10 @@ ROUTES = "services/controller/core/cluster/routes.py"
 PIPELINE = "services/controller/core/cluster/pipeline.py"
 MARKETS = "markets.py"
 DEPARTURES = "departures.py"
+SPLITS = "splits.py"
+NOTES = "services/controller/core/cluster/notes.py"
+INCOMING = "services/engine/core/incoming.py"
+AHEAD = "ahead.py"
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,8 @@ MISTAKES = (
     Mistake(
         "the reader asks without its ids",
         FOLLOWER,
-        "(name, epoch, request, held, left, self._reason, unheard_s)",
-        "(name, epoch, request, (), left, self._reason, unheard_s)",
+        "name, epoch, request, held, left, self._reason, unheard_s, self._handed_on",
+        "name, epoch, request, (), left, self._reason, unheard_s, self._handed_on",
     ),
     Mistake(
         "silence of a head is its death",
@@ -555,5 +559,76 @@ MISTAKES = (
         "        if pipeline is not None and pipeline.departing and pipeline.is_ready:",
         "        if pipeline is None:",
         DEPARTURES,
+    ),
+    Mistake(
+        "who was handed on counts for ever",
+        LEDGER,
+        "if entry.began_at and runs is not (name in names):",
+        "if entry.began_at and runs:",
+        SPLITS,
+    ),
+    Mistake(
+        "generations begin where they are to go on",
+        ROUTES,
+        "_is_open(state, p) and roles.begin(p))",
+        "_is_open(state, p))",
+        SPLITS,
+    ),
+    Mistake(
+        "a grant knows no phases",
+        GRANTING,
+        "            head.phase is other,\n",
+        "",
+        SPLITS,
+    ),
+    Mistake(
+        "blocks are given away while they are copied",
+        BATCHING,
+        "        allocator.share(blocks.values())\n",
+        "",
+        SPLITS,
+    ),
+    Mistake(
+        "blocks that go ahead are given away while they are copied",
+        BATCHING,
+        "        lead.scheduler.blocks.share([block for _, block in ahead.blocks])\n",
+        "",
+        AHEAD,
+    ),
+    Mistake(
+        "another block goes ahead under a block's name",
+        SCHEDULER,
+        "[(sequence.block_hash(i), sequence.blocks[i]) for i in indices]",
+        "[(sequence.block_hash(i), sequence.blocks[start]) for i in indices]",
+        AHEAD,
+    ),
+    Mistake(
+        "what did not come is named all the same",
+        INCOMING,
+        "[name for name, _ in one.fetch.blocks[:count]]",
+        "[name for name, _ in one.fetch.blocks]",
+        AHEAD,
+    ),
+    Mistake(
+        "what a silent stage may write to yet is given to another",
+        INCOMING,
+        "            self._scheduler.give_beginning(one.there, (), ())\n",
+        "            fresh = [block for _, block in one.fetch.blocks]\n"
+        "            self._scheduler.give_beginning(one.there, fresh, ())\n",
+        AHEAD,
+    ),
+    Mistake(
+        "a pipeline keeps its phase whatever the plan says",
+        PIPELINE,
+        "self.phase, self.onward = planned.phase, planned.onward",
+        "self.onward = planned.onward",
+        SPLITS,
+    ),
+    Mistake(
+        "phases are forgotten in a crash",
+        NOTES,
+        '"phase": pipeline.phase,',
+        '"phase": "both",',
+        SPLITS,
     ),
 )

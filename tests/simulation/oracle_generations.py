@@ -32,7 +32,7 @@ from services.controller.core.ledger.records import (
 )
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching
+from services.engine.core.batching import Batching, Leaving
 from services.engine.core.held import Life
 from services.engine.core.incoming import KvFetch
 from services.engine.core.scheduler import Step
@@ -95,8 +95,14 @@ class GenerationOracle(Watch):
         self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
+        self.silent_stages = 0
+        """Faults of stages that were told to fill blocks, or to copy them, and did not answer: what
+        they hold on to may be what a generation lacks."""
         self._unanswered: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """Blocks that were to be filled, by formation, where somebody did not say that they are."""
+        self._being_kept: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        """Blocks that stages are copying for others, by formation."""
+        self.handed_on: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self._samples: dict[tuple[str, int, int, int], int] = {}
         self._sampled_to: dict[tuple[str, int, int, str], int] = {}
@@ -230,6 +236,10 @@ class GenerationOracle(Watch):
         if again is None or again.records or again.reply != grant:
             self.fail(7, f"{name}: the same question gets another answer")
         self.grants[name] += record.epoch > 1
+        if "handed_on" in outcome.events[0].attributes:
+            self.handed_on[name] += 1
+            if self.handed_on[name] > 1:
+                self.fail(9, f"{name} is handed on again")
         if outcome.events[0].attributes["planned"] == "true":
             self.planned[name] += 1
             owner, _ = self._owners.get((name, record.epoch - 1), ("", ""))
@@ -265,12 +275,27 @@ class GenerationOracle(Watch):
 
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None:
         """Some stage may write to these blocks for as long as its formation lives."""
+        self.silent_stages += 1
         lead = batching.lead
         awaited = lead.incoming._awaited.get(fetch.number) if lead is not None else None
         if lead is not None and awaited is not None:
             taken = self._unanswered[lead.formation_id]
-            taken.update(awaited.there)
             taken.update(block for _, block in fetch.blocks)
+
+    def keeps(self, batching: Batching, leaving: Leaving) -> None:
+        """Stages are to copy these, and nobody writes to them meanwhile."""
+        if batching.lead is not None:
+            self._being_kept[batching.lead.formation_id].update(b for _, b in leaving.blocks)
+
+    def kept(self, batching: Batching, leaving: Leaving) -> None:
+        """They have."""
+        if batching.lead is not None:
+            self._being_kept[batching.lead.formation_id].subtract(b for _, b in leaving.blocks)
+
+    def kept_busy(self, formation_id: str, leaving: Leaving) -> None:
+        """Some stage may copy these for as long as its formation lives."""
+        self.silent_stages += 1
+        self._unanswered[formation_id].update(block for _, block in leaving.blocks)
 
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead
@@ -278,7 +303,7 @@ class GenerationOracle(Watch):
             return
         running = lead.scheduler._running.values()
         uses = Counter(block for sequence in running for block in sequence.blocks)
-        uses += self._unanswered[lead.formation_id]
+        uses += self._unanswered[lead.formation_id] + self._being_kept[lead.formation_id]
         for awaited in lead.incoming._awaited.values():
             uses.update(awaited.there)
             uses.update(block for _, block in awaited.fetch.blocks)
@@ -441,6 +466,9 @@ class GenerationOracle(Watch):
                 self.fail(8, f"{router.name} still follows {router.followings}")
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
-        left = (ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned)
+        left = (
+            *(ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned),
+            ledger._handed_on._counts,
+        )
         if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

@@ -24,6 +24,10 @@ Of formations that depart (oracle_departures.py): 31 one that a market takes a n
 follows, takes nothing new; what ends there in time is left there, and nothing leaves it long before
 it has to, or stays behind its end; what was told to stop does not go on.
 
+Of pipelines with phases (splits.py): 32 where all serve, generations begin at those that prefill
+and go on, handed on once, at those that decode; a plan of other phases forms nothing anew, and its
+phases are the pipelines', whoever crashes.
+
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
 named to placement, before its time, as far as the present controller has heard; 24 what serves goes

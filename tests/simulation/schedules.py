@@ -78,6 +78,9 @@ class Planned:
 class Schedule:
     """One world and what happens to it."""
 
+    ahead_s = 0.0
+    """Blocks travel, and go ahead of what is handed over for so long; 0: they do not."""
+
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random = Random(seed)
@@ -117,6 +120,9 @@ class Schedule:
         self._models = Random(f"{seed} models")
         if self._models.random() < 1 / 8:
             settings = replace(settings, goals=BOTH)
+        if self.ahead_s:
+            cluster = replace(settings.cluster, ahead_s=self.ahead_s)
+            settings = replace(settings, cluster=cluster, kv_travels=True)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
@@ -332,18 +338,18 @@ class Schedule:
             oracle.check_spares()
         oracle.check_launches()
         oracle.check_one_sequence()
-        oracle.check_moves(self.disruptions)
+        oracle.check_moves(self.disruptions + oracle.silent_stages)
         if not world.settings.other_class:  # stages that differ form no pipeline, for good
             oracle.check_serves()
         oracle.check_rest()
 
 
-def main(first: int, count: int, patience: int) -> int:
+def main(first: int, count: int, patience: int, kind: type[Schedule] = Schedule) -> int:
     """Runs seeds until `patience` of them broke an invariant; returns how many did."""
     hits: Counter[tuple[str, str]] = Counter()
     broken = 0
     for seed in range(first, first + count):
-        schedule = Schedule(seed)
+        schedule = kind(seed)
         try:
             schedule.run()
         except Exception as error:

@@ -35,7 +35,7 @@ GARBLED = (TokenSpan(7, 0, (1,)),)
 _STAGE = '{"layers": [0, 30]}'
 _PLAN = (
     '{"deployments": [{"model": "model", "pipelines":'
-    ' [{"id": "p", "weight_tokens_per_s": 1, "phase": "whole", "stages": [STAGE]}]}]}'
+    ' [{"id": "p", "weight_tokens_per_s": 1, "phase": "both", "stages": [STAGE]}]}]}'
 )
 SLIPS = tuple(
     _PLAN.replace("STAGE", _STAGE).replace(right, wrong)
@@ -46,8 +46,8 @@ SLIPS = tuple(
         ('"deployments"', '"version": 2, "deployments"'),
         ('"deployments"', '"deployment"'),
         ('"p"', '""'),
-        ('"whole"', '"decode"'),
-        ('"whole"', '"half"'),
+        ('"both"', '"decode", "onward": {"p": 1}'),
+        ('"both"', '"half"'),
         ('_s": 1', '_s": -1'),
         ('_s": 1', '_s": 1' + "0" * 400),
         ("[0, 30]", "[1, 30]"),

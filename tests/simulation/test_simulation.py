@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, markets.py, crowds.py, departures.py and oracles.py.
+schedules.py, ahead.py, markets.py, crowds.py, departures.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ahead import CopyingSchedule
 from crowds import Crowd
 from departures import Departing
 from every_core import CORES, play
@@ -22,15 +23,31 @@ from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from schedules import Schedule, table
+from splits import SplitSchedule
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
-COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150, "departures.py": 60}
-MISTAKE_SEEDS = {"schedules.py": 300, "markets.py": 450, "crowds.py": 6, "departures.py": 100}
+COVERED_SEEDS = {
+    "schedules.py": 320,
+    "markets.py": 150,
+    "departures.py": 60,
+    "splits.py": 40,
+    "ahead.py": 20,
+}
+MISTAKE_SEEDS = {
+    "schedules.py": 300,
+    "markets.py": 450,
+    "crowds.py": 6,
+    "departures.py": 100,
+    "splits.py": 60,
+    "ahead.py": 60,
+}
+AHEAD = 25
 CROWDS = 8
 DEPARTING = 45
+SPLIT = int(os.environ.get("SHUNT_SIMULATION_SPLITS", "40"))
 PURE = (
     "services.common.generation",
     "services.common.prefix",
@@ -105,6 +122,20 @@ def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
     assert SCHEDULES < 3000 or not rare
 
 
+@pytest.mark.timeout(600)
+def test_every_invariant_holds_where_blocks_go_ahead() -> None:
+    went = 0
+    for seed in range(AHEAD):
+        schedule = CopyingSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of those in which blocks go ahead")
+            raise
+        went += len(schedule.world.environment.kept_blocks) > 0
+    assert went > AHEAD / 4
+
+
 @pytest.mark.timeout(1500)
 def test_every_invariant_holds_in_markets_and_everything_happens_in_them() -> None:
     happened = play(MarketSchedule, range(MARKETS))
@@ -139,6 +170,23 @@ def test_a_formation_that_departs_is_left_in_time_and_not_before() -> None:
         stayed += schedule.oracle.stayed
     assert departures >= DEPARTING
     assert stayed > moved > 0, "most end where they are, and some do not"
+
+
+@pytest.mark.timeout(1500)
+def test_generations_begin_and_go_on_where_the_plan_says() -> None:
+    handed_on = flips = 0
+    for seed in range(SPLIT):
+        schedule = SplitSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the splits")
+            raise
+        handed_on += schedule.oracle.handed_on.total()
+        flips += schedule.flips
+    print(f"\n{SPLIT} schedules, {handed_on} hand-ons, {flips} flips, 0 violations")
+    assert handed_on > SPLIT
+    assert flips > SPLIT // 4
 
 
 @pytest.mark.parametrize("kind", [Schedule, MarketSchedule])

@@ -52,6 +52,15 @@ class DropSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepBlocks:
+    """Stages: keep what these sequences, which have just stopped, had computed, for whoever goes on
+    with them."""
+
+    sequences: tuple[StartSequence, ...]
+    """As they will start elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Stream edge: `Generations.next_frame` has something for this reader."""
 
@@ -63,7 +72,9 @@ class WakeCheckpoints:
     """Checkpoint edge: `Generations.take_checkpoints` has something that should not wait."""
 
 
-Action = StartSequence | StopSequence | SetUnread | DropSequence | Wake | WakeCheckpoints
+Action = (
+    StartSequence | StopSequence | SetUnread | DropSequence | KeepBlocks | Wake | WakeCheckpoints
+)
 
 
 @dataclass(frozen=True, slots=True)

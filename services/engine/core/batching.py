@@ -17,6 +17,7 @@ from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
     Action,
     DropSequence,
+    KeepBlocks,
     SequenceKey,
     SetUnread,
     StartSequence,
@@ -24,6 +25,8 @@ from services.engine.core.actions import (
     Wake,
     WakeCheckpoints,
 )
+from services.engine.core.blocks import BlockAllocator
+from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
@@ -51,6 +54,8 @@ class Due:
     """Those of them that follow a guess that was right."""
     fetches: tuple[KvFetch, ...] = ()
     """To be carried out by every stage; answer each with `fetched`."""
+    keeps: tuple[Leaving, ...] = ()
+    """To be kept by every stage; answer each with `left`."""
     waited_s: tuple[float, ...] = ()
     """Of each sequence that came into the batch for the first time: how long it waited for that."""
 
@@ -101,13 +106,31 @@ def lead_of(
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Leaving:
     """Blocks that the stages are to keep for others."""
 
     blocks: tuple[NamedBlock, ...]
     told: bool = False
     """All stages have."""
+    allocator: BlockAllocator | None = None
+    """Whose they are."""
+
+    @classmethod
+    def of(cls, allocator: BlockAllocator, starts: Iterable[StartSequence]) -> Leaving:
+        """What is computed of sequences, in their order; no step writes to it until it is given
+        back."""
+        blocks = dict[bytes, int]()
+        for start in starts:
+            names = names_of(start)
+            blocks |= zip(names, allocator.find(names), strict=False)
+        allocator.share(blocks.values())
+        return cls(tuple(blocks.items()), allocator=allocator)
+
+    def give_back(self) -> None:
+        """Where a stage has not answered, it may be at it yet: they stay taken."""
+        if self.told and self.allocator is not None:
+            self.allocator.release([block for _, block in self.blocks])
 
 
 class Batching:
@@ -158,7 +181,9 @@ class Batching:
         actions = self.generations.stepped(step, result.tokens, now_s)
         for action in actions:
             if isinstance(action, StopSequence):
-                lead.gauge.answered(lead.scheduler.output_tokens(action.key))
+                sequence = lead.scheduler.find(action.key)
+                if sequence is not None:
+                    lead.gauge.answered(sequence.outputs, at_limit=sequence.most_left <= 0)
         for key in result.stopped:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
@@ -182,20 +207,40 @@ class Batching:
     def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
         """The blocks of what the drain has sealed, those first that are nearest to their end, but
         of generations that are `replayed`; no step writes to one until every stage has answered."""
-        blocks = dict[bytes, int]()
         if self.lead is None:
             yield Leaving(())
             return
-        allocator = self.lead.scheduler.blocks
-        for start in self.generations.to_go_on():
-            if start.key.generation_id not in replayed:
-                names = names_of(start)
-                blocks |= zip(names, allocator.find(names), strict=False)
-        leaving = Leaving(tuple(blocks.items()))
-        allocator.share(blocks.values())
+        starts = self.generations.to_go_on()
+        leaving = Leaving.of(
+            self.lead.scheduler.blocks,
+            [start for start in starts if start.key.generation_id not in replayed],
+        )
         yield leaving
-        if leaving.told:
-            allocator.release(list(blocks.values()))
+        leaving.give_back()
+
+    @contextmanager
+    def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
+        """Blocks that go ahead next, at most so many; they are computed once `is_back` says so of
+        the last step so far. None: there is no more to be done."""
+        lead, ahead = self.lead, None
+        if lead is not None:
+            keys = self.generations.running(copying.generation_ids)
+            ahead = copying.next(keys, lead.scheduler.full_blocks, at_most)
+        if lead is None or ahead is None:
+            yield None
+            return
+        leaving = Leaving(ahead.blocks, allocator=lead.scheduler.blocks)
+        lead.scheduler.blocks.share([block for _, block in ahead.blocks])
+        yield ahead, leaving
+        leaving.give_back()
+
+    def left(self, leaving: Leaving, now_s: float) -> Due:
+        """Stages were asked to keep what was in `Due.keeps`, and have answered or not."""
+        leaving.give_back()
+        if self.lead is None or self.lead.scheduler.blocks is not leaving.allocator:
+            return Due()
+        steps, waited_s = self._steps(now_s)
+        return Due(steps, waited_s=waited_s)
 
     def overdue(self, now_s: float) -> bool:
         """A step should have been back; to be asked every GLANCE_S or sooner."""
@@ -211,6 +256,7 @@ class Batching:
         scheduler = self.lead.scheduler if self.lead is not None else None
         incoming = self.lead.incoming if self.lead is not None else None
         waiting, readers, checkpoints, begins = list(actions), [], False, False
+        keeps: list[Leaving] = []
         changed = came_back is not None
         for action in waiting:  # which grows while it is walked
             if isinstance(action, Wake):
@@ -228,7 +274,9 @@ class Batching:
                 if scheduler is None or scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif scheduler is not None:
-                if isinstance(action, StartSequence):
+                if isinstance(action, KeepBlocks):
+                    keeps.append(Leaving.of(scheduler.blocks, action.sequences))
+                elif isinstance(action, StartSequence):
                     begins = True
                     self._queued_s.setdefault(action.key, now_s)
                     if incoming is not None and incoming.holds_back(action):
@@ -254,6 +302,7 @@ class Batching:
             sampled,
             accepted,
             fetches,
+            tuple(keeps),
             waited_s,
         )
 

@@ -16,8 +16,8 @@ class Gathering:
     """Of one beginning of a sequence."""
 
     def __init__(self, layout: KvLayout, layers: range, names: Sequence[bytes]) -> None:
-        self._layout, self._layers, self._names = layout, layers, names
-        self._data = {name: bytearray(layout.size_bytes(layers)) for name in names}
+        self.layout, self.layers, self._names = layout, layers, names
+        self._data: dict[bytes, bytes | bytearray | memoryview] = {}
         self._lacking = {name: set(layers) for name in names}
         self.refused = 0
         """Pieces that counted for nothing."""
@@ -40,8 +40,13 @@ class Gathering:
 
     def put(self, name: bytes, layers: range, data: bytes | memoryview) -> None:
         """What this process has itself."""
-        start = (layers.start - self._layers.start) * self._layout.layer_bytes
-        self._data[name][start : start + len(data)] = data
+        if layers == self.layers:  # as it is, for it may be much
+            self._data[name] = data
+        else:
+            if name not in self._data:
+                self._data[name] = bytearray(self.layout.size_bytes(self.layers))
+            start = (layers.start - self.layers.start) * self.layout.layer_bytes
+            memoryview(self._data[name])[start : start + len(data)] = data
         self._lacking[name].difference_update(layers)
 
     def take(self, piece: KvPiece) -> bool:
@@ -56,7 +61,7 @@ class Gathering:
         lacking = self._lacking.get(piece.name)
         if lacking is None or not piece.layers or not lacking.issuperset(piece.layers):
             return False
-        if len(piece.data) != self._layout.size_bytes(piece.layers):
+        if len(piece.data) != self.layout.size_bytes(piece.layers):
             return False
-        own = checksum_of(self._layout.name, piece.name, piece.layers, piece.data)
+        own = checksum_of(self.layout.name, piece.name, piece.layers, piece.data)
         return own == piece.checksum

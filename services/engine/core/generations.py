@@ -10,7 +10,7 @@ in flight comes back, the head seals. Whoever wants to go on asks the controller
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import replace
 
 from services.common.errors import (
@@ -37,6 +37,7 @@ from services.common.generation import CancelReason, FinishReason, finish_at
 from services.engine.core.actions import (
     Action,
     DropSequence,
+    KeepBlocks,
     NewToken,
     SequenceKey,
     StartSequence,
@@ -47,6 +48,7 @@ from services.engine.core.actions import (
 from services.engine.core.checkpoints import CLOSE_REASONS, due_checkpoints
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.held import Choice, HeldGeneration, Life, StreamReader
+from services.engine.core.held_index import HeldIndex
 from services.engine.core.recent import Recent
 
 
@@ -64,7 +66,7 @@ class Generations:
         self._drain_began_s: float | None = None
         self._sealed: set[str] = set()
         """Generations that the drain has sealed."""
-        self._held: dict[str, HeldGeneration] = {}
+        self._held = HeldIndex()
         self._readers: dict[int, StreamReader] = {}
         self._past = Recent[int](settings.keep_s, settings.max_remembered)
         """Generations no longer held: their last epoch here."""
@@ -124,13 +126,19 @@ class Generations:
         """What others will start of those that the drain has sealed, those first that are nearest
         to their end."""
         sealed = [held for name, held in self._held.items() if name in self._sealed]
-        starts = [
-            StartSequence(held.key(index), held.request, tuple(choice.run.ids))
-            for held in sealed
-            for index, choice in enumerate(held.choices)
-            if choice.finish is None
-        ]
+        starts = [start for held in sealed for start in held.to_go_on()]
         return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
+
+    def running(self, generation_ids: Container[str]) -> list[SequenceKey]:
+        """Sequences of those of them that run, those first that are nearest to their end."""
+        left: dict[SequenceKey, int] = {
+            held.key(index): held.request.sampling.max_tokens - len(choice.run)
+            for name, held in self._held.items()
+            if name in generation_ids and held.life is Life.LIVE
+            for index, choice in enumerate(held.choices)
+            if choice.in_batch
+        }
+        return sorted(left, key=left.__getitem__)
 
     def drained(self, formation_id: str, now_s: float, running: Collection[str] = ()) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
@@ -169,7 +177,7 @@ class Generations:
             return self._attach(held, reader_id, call, now_s)
         if call.formation_id != self._formation_id or self._drain_began_s is not None:
             raise FailedPrecondition("the formation takes no calls", field="formation_id")
-        if held is None and self._unjournaled >= self.settings.max_unjournaled:
+        if held is None and self._held.unjournaled >= self.settings.max_unjournaled:
             raise ResourceExhausted(
                 "the journal is too far behind to begin another generation", field="generation_id"
             )
@@ -179,7 +187,7 @@ class Generations:
             actions += self._park_longest_unread(now_s)
         if held is not None:
             actions += self._give_up(held, CloseReason.SUPERSEDED, now_s)
-        self._held[generation_id] = begun
+        self._held.put(begun)
         self._readers[reader_id] = begun.attach(reader_id, call, now_s)
         for index, choice in enumerate(begun.choices):
             if choice.finish is None:
@@ -201,8 +209,9 @@ class Generations:
         if held.reader is not None:
             held.reader.closing = CloseReason.SUPERSEDED
             actions.append(Wake(held.reader.reader_id))
-        actions += held.set_unread(False)
+        actions += self._set_unread(held, False)
         self._readers[reader_id] = held.attach(reader_id, call, now_s)
+        self._held.changed(held)
         return [*actions, Wake(reader_id)]
 
     def detach(self, reader_id: int, now_s: float) -> list[Action]:
@@ -293,6 +302,9 @@ class Generations:
             if finish is not None:
                 actions += self._finish_choice(held, token.key.choice, finish)
                 actions += self._finish_if_ended(held, now_s)
+            if held.life is Life.LIVE and held.is_handed_on:
+                actions += self._seal(held, now_s)
+            self._held.changed(held)
             if held.reader is not None:
                 actions.append(Wake(held.reader.reader_id))
         return list(dict.fromkeys(actions))
@@ -312,7 +324,7 @@ class Generations:
         """Checkpoints to send now in the message of this number, at most one unanswered a
         generation. Call it on WakeCheckpoints and every `checkpoint_interval_s` while the stream
         to the journal stands, until it gives nothing more."""
-        return due_checkpoints(self._held.values(), self.settings, message, now_s)
+        return due_checkpoints(self._held.owing, self.settings, message, now_s)
 
     def checkpoint_results(
         self, message: int, results: Iterable[CheckpointResult], now_s: float
@@ -325,6 +337,7 @@ class Generations:
                 continue
             if result.refusal is None:
                 held.answered(message, result)
+                self._held.changed(held)
                 if held.urgent:
                     actions.append(WakeCheckpoints())
                 continue
@@ -338,6 +351,7 @@ class Generations:
         """A new stream to the journal stands: everything unanswered is sent again."""
         for held in self._held.values():
             held.resend()
+            self._held.changed(held)
 
     def tick(self, now_s: float) -> list[Action]:
         """Lets what nobody reads yield, parks it, forgets what has ended; call it every 0.1 s."""
@@ -351,11 +365,11 @@ class Generations:
                 if unread_s >= settings.detach_s and not held.request.runs_unread:
                     actions += self._park(held, now_s)
                 elif unread_s >= settings.yield_s:
-                    actions += held.set_unread(True)
+                    actions += self._set_unread(held, True)
             elif held.journal_done and (
                 held.life is not Life.FINISHED or now_s - held.ended_s >= settings.keep_s
             ):
-                del self._held[generation_id]
+                self._held.remove(generation_id)
                 self._past.keep(generation_id, held.epoch, now_s)
         self._past.forget(now_s)
         self._cancelled.forget(now_s)
@@ -364,11 +378,7 @@ class Generations:
     @property
     def open_generations(self) -> int:
         """Generations queued or running."""
-        return sum(held.life in (Life.LIVE, Life.SEALING) for held in self._held.values())
-
-    @property
-    def _unjournaled(self) -> int:
-        return sum(not held.journal_done for held in self._held.values())
+        return self._held.open
 
     # Inside
 
@@ -405,7 +415,12 @@ class Generations:
         if held.client_gone is None:
             return []  # perhaps a blip
         stays = held.client_gone or held.request.runs_unread
-        return held.set_unread(True) if stays else self._park(held, now_s)
+        return self._set_unread(held, True) if stays else self._park(held, now_s)
+
+    def _set_unread(self, held: HeldGeneration, unread: bool) -> list[Action]:
+        actions = held.set_unread(unread)
+        self._held.changed(held)
+        return actions
 
     def _park(self, held: HeldGeneration, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
@@ -413,6 +428,7 @@ class Generations:
             return []
         held.unread = True
         seals = self._seal(held, now_s) if held.life is Life.LIVE else []
+        self._held.changed(held)
         return [*seals, WakeCheckpoints()]
 
     def _park_longest_unread(self, now_s: float) -> list[Action]:
@@ -433,10 +449,14 @@ class Generations:
     def _seal_if_out_of_batch(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
             return []
-        held.close(Life.SEALED, CloseReason.MOVED, now_s)
+        keeps: list[Action] = []
+        reason = CloseReason.MOVED
+        if held.is_handed_on:
+            keeps, reason = [KeepBlocks(tuple(held.to_go_on()))], CloseReason.HANDED_ON
+        held.close(Life.SEALED, reason, now_s)
         if self._drain_began_s is not None:
             self._sealed.add(held.request.generation_id)
-        return self._tell(held)
+        return [*keeps, *self._tell(held)]
 
     def _give_up(self, held: HeldGeneration, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""
@@ -444,5 +464,7 @@ class Generations:
         return [*map(StopSequence, held.keys_in_batch), *self._tell(held)]
 
     def _tell(self, held: HeldGeneration) -> list[Action]:
+        """Its reader and the journal, of what has just become of it."""
+        self._held.changed(held)
         readers = [] if held.reader is None else [Wake(held.reader.reader_id)]
         return [*readers, *([] if held.journal_done else [WakeCheckpoints()])]

@@ -23,7 +23,13 @@ from services.common.exchange import (
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.core.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
+from services.engine.core.actions import (
+    Action,
+    SequenceKey,
+    SetUnread,
+    StartSequence,
+    WakeCheckpoints,
+)
 from services.engine.core.head_settings import HeadSettings
 
 
@@ -176,6 +182,8 @@ class HeldGeneration:
             self._go_on_from(span)
         self.goes_on = call.epoch > 1 and any(self.lengths)
         """It has ids that another head sampled."""
+        self.hand_on = call.hand_on and not any(map(self._has_begun, self.choices))
+        """It is sealed behind its first token."""
         self.moved_by: MovedBy = ""
         """How its sequences came to what they go on from, once that is known."""
         self._journaled = [0 if call.epoch == 1 else len(c.run) for c in self.choices]
@@ -206,6 +214,24 @@ class HeldGeneration:
                 f"choice {index} of a request for {len(self.choices)}", field="choice"
             )
         return self.choices[index]
+
+    def _has_begun(self, choice: Choice) -> bool:
+        return len(choice.run) > len(self.request.sampling.given_ids)
+
+    @property
+    def is_handed_on(self) -> bool:
+        """It is to go on elsewhere, and could by now: every choice has its first token, or has
+        ended."""
+        choices = self.choices
+        return self.hand_on and all(c.finish or self._has_begun(c) for c in choices)
+
+    def to_go_on(self) -> list[StartSequence]:
+        """What others will start of it."""
+        return [
+            StartSequence(self.key(index), self.request, tuple(choice.run.ids))
+            for index, choice in enumerate(self.choices)
+            if choice.finish is None
+        ]
 
     def key(self, index: int) -> SequenceKey:
         """Names a choice's sequence to the scheduler."""
@@ -288,6 +314,12 @@ class HeldGeneration:
         if self._in_flight is not None:
             return now_s - self._sent_s >= timeout_s
         return self.urgent or (self._behind() and now_s - self._sent_s >= interval_s)
+
+    @property
+    def owes(self) -> bool:
+        """A checkpoint is due at some time, even if nothing more happens to it."""
+        pending = self._in_flight is not None or self.urgent or self._behind()
+        return pending and not self.journal_done
 
     def _behind(self) -> bool:
         return any(

@@ -101,7 +101,9 @@ class Incoming:
         one = self._awaited.pop(number, None)
         if one is None:
             return None
-        if count is not None:
+        if count is None:  # nobody writes to what was there before
+            self._scheduler.give_beginning(one.there, (), ())
+        else:
             names = [name for name, _ in one.fetch.blocks[:count]]
             fresh = [block for _, block in one.fetch.blocks]
             self._scheduler.give_beginning(one.there, fresh, names)

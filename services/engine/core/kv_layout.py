@@ -75,10 +75,10 @@ class KvLayout:
                 pieces.append(data[first : first + self.head_bytes])
         return b"".join(pieces)
 
-    def of_heads(self, layers: range, data: bytes | memoryview, heads: range) -> bytes:
+    def of_heads(self, layers: range, data: bytes | memoryview, heads: range) -> bytes | memoryview:
         """What a rank with these heads has of a block."""
         if heads == range(self.heads):
-            return bytes(data)
+            return data
         view = memoryview(data)
         starts = (layer * self.heads + heads.start for layer in range(len(layers)))
         own = len(heads) * self.head_bytes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from services.common.exchange import HeadLoad, Phase, TenantLoad
+from services.common.exchange import ENDS, HeadLoad, Phase, TenantLoad
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.scheduler import Scheduler, Step
 from services.engine.core.sequence import BatchedSequence
@@ -29,6 +30,8 @@ class LoadGauge:
         """Rows and departure of each step in flight."""
         self._lag_s = self._answer_tokens = self._found = 0.0
         self._answers = False
+        self._early = 0.0
+        """Of answers, the share that ended before they had to."""
 
     def departed(self, step: Step, now_s: float) -> None:
         """A step began its way through the stages."""
@@ -43,11 +46,14 @@ class LoadGauge:
         lag_s = max(0.0, now_s - departed_s - took_s)
         self._lag_s += (1 - FORGETTING) * (lag_s - self._lag_s)
 
-    def answered(self, tokens: int) -> None:
-        """A sequence came to its end by itself, with so many output tokens."""
+    def answered(self, tokens: int, *, at_limit: bool) -> None:
+        """A sequence came to its end by itself, with so many output tokens; `at_limit`: it might
+        have had no more."""
         if not self._answers:
             self._answers, self._answer_tokens = True, float(tokens)
+            self._early = float(not at_limit)
         self._answer_tokens += (1 - FORGETTING) * (tokens - self._answer_tokens)
+        self._early += (1 - FORGETTING) * (float(not at_limit) - self._early)
 
     def read(self, scheduler: Scheduler) -> HeadLoad:
         """The figures now."""
@@ -67,7 +73,25 @@ class LoadGauge:
             lag_s=self._lag_s,
             answer_tokens=expected,
             tenants=_by_tenant(running, waiting, 1 - self._found),
+            ends=ends([s.most_left for s in running], self._early / max(1.0, expected)),
         )
+
+
+def ends(most_left: Sequence[int], hazard: float) -> tuple[int, ...]:
+    """Steps until the first and each further eighth of answers have ended, of which so many tokens
+    may come yet; each of them is the last one with a probability of `hazard`."""
+    if not most_left:
+        return ()
+    limits, count, goes_on = sorted(most_left), len(most_left), 1 - min(1.0, hazard)
+
+    def ended(steps: int) -> float:
+        """How many, on the mean."""
+        at_limit = bisect_right(limits, steps)
+        return at_limit + (count - at_limit) * (1 - goes_on**steps)
+
+    steps = range(limits[-1] + 1)
+    counts = (1, *(ceil(count * eighth / ENDS) for eighth in range(1, ENDS + 1)))
+    return tuple(bisect_left(steps, number - 0.5, key=ended) for number in counts)
 
 
 @dataclass(slots=True)

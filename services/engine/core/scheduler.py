@@ -52,6 +52,9 @@ class SchedulerSettings:
     depend on them."""
     share_prefixes: bool = True
     """Blocks whose ids are equal from the first on are one, and outlive their sequences."""
+    hurried_rows: int = 64
+    """Most prompt rows of a step of tenants that would pause for another's next request, if it
+    came: it waits for the steps in flight."""
 
     @property
     def max_asked(self) -> int:
@@ -132,10 +135,9 @@ class Scheduler:
         """To look at: those that have a place, and those that wait for one."""
         return list(self._running.values()), list(self._turns)
 
-    def output_tokens(self, key: SequenceKey) -> int:
-        """Of a sequence that is here; 0 for another."""
-        sequence = self._by_key.get(key)
-        return len(sequence.tokens) - len(sequence.request.prompt_ids) if sequence else 0
+    def find(self, key: SequenceKey) -> BatchedSequence | None:
+        """To look at; None for one that is not here."""
+        return self._by_key.get(key)
 
     @property
     def running(self) -> int:
@@ -187,7 +189,7 @@ class Scheduler:
         sequence = BatchedSequence(key, request, self._arrivals, tokens, len(output_ids), lookup)
         sequence.charged = len(tokens) if output_ids else 0
         self._by_key[key] = sequence
-        self._turns.comes(sequence)
+        self._turns.comes(sequence, self._number)
 
     def stop(self, key: SequenceKey) -> bool:
         """Frees a sequence; True when no step in flight carries it. A token of one that does is
@@ -201,6 +203,15 @@ class Scheduler:
             return True
         sequence.stopping = True
         return False
+
+    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]]:
+        """Names and blocks of what a sequence has handed to the stages, from one of its blocks on;
+        they are computed once the last step that departed is back."""
+        sequence = self._by_key.get(key)
+        if sequence is None or sequence.slot < 0:
+            return []
+        indices = range(start, sequence.named)
+        return [(sequence.block_hash(i), sequence.blocks[i]) for i in indices]
 
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads the sequence; one that starts is read."""
@@ -240,19 +251,23 @@ class Scheduler:
         running = self._turns.allowed(self._running.values())
         decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
         prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
-        if self._flights and not self._worth_overlapping(decoding, prefilling):
+        awaited = bool(prefilling) and len(running) < len(self._running)  # somebody pauses for it
+        if self._flights and not (awaited or self._worth_overlapping(decoding, prefilling)):
             return None
         decodes = self._choose_decodes(decoding, running)
         given = self._given(decodes)
         budget = self._settings.token_budget - len(decodes) - sum(map(len, given))
         prompts: list[_Piece] = []
+        hurried, hurried_rows = self._turns.hurried(prefilling), self._settings.hurried_rows
         for sequence in self._turns.reading_order(prefilling):
+            room = min(budget, hurried_rows) if sequence in hurried else budget
             # A decode that found no block may have sent this one back to the queue.
-            if budget > 0 and sequence.phase is Phase.PREFILL:
+            if room > 0 and sequence.phase is Phase.PREFILL:
                 self._sharing.take_over(sequence)
-                count = min(budget, sequence.remaining)
+                count = min(room, sequence.remaining)
                 prompts.append((sequence, count, ()))
                 budget -= count
+                hurried_rows -= count if sequence in hurried else 0
         # Who waits for a first token does not wait for guesses, too.
         drafts = given if prompts else self._drafts(decodes, given)
         pieces = [*((s, 1, d) for s, d in zip(decodes, drafts, strict=True)), *prompts]

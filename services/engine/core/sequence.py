@@ -50,6 +50,16 @@ class BatchedSequence:
         return len(self.tokens) - self.computed
 
     @property
+    def outputs(self) -> int:
+        """Output ids there are."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def most_left(self) -> int:
+        """Output ids that may come yet."""
+        return self.request.sampling.max_tokens - self.outputs
+
+    @property
     def opened_ids(self) -> int:
         """Ids that the stages are told when it enters."""
         return len(self.tokens) + len(self.request.sampling.given_ids)
@@ -58,7 +68,7 @@ class BatchedSequence:
         """Of the ids that are given, those behind all there are, but for one that ends it: the row
         before that says so itself."""
         sampling = self.request.sampling
-        output = len(self.tokens) - len(self.request.prompt_ids)
+        output = self.outputs
         return sampling.given_ids[output : min(output + most, sampling.max_tokens - 1)]
 
     @property

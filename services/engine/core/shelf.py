@@ -7,21 +7,22 @@ not kept, and will be computed again.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 from services.engine.core.kv_layout import KvLayout
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Kept:
     """What a stage had of a block."""
 
     layout: KvLayout
     name: bytes
     layers: range
-    data: bytes
+    data: bytes | memoryview
     until_s: float
 
 
@@ -31,33 +32,50 @@ class Shelf:
     def __init__(self, limit_bytes: int, keep_s: float) -> None:
         self._limit_bytes, self._keep_s = limit_bytes, keep_s
         self._by_name: dict[tuple[str, bytes], list[Kept]] = {}
-        self._order: deque[Kept] = deque()
-        """What goes first comes first."""
+        self._order: list[tuple[float, int, Kept]] = []
+        """A heap: what may go first comes first. What was kept for longer since goes back."""
+        self._numbers = count()
+        self._last_s = 0.0
         self._complete: dict[str, tuple[str, float]] = {}
         """Formations of which nothing more comes: their layouts, and until when that counts."""
         self.used_bytes = 0
 
     def keeps_for_s(self, now_s: float) -> float:
         """When the last of it goes."""
-        return max(0.0, self._order[-1].until_s - now_s) if self._order else 0.0
+        return max(0.0, self._last_s - now_s)
 
     def room(self, size_bytes: int, now_s: float) -> int:
         """How many blocks of this size fit."""
         self._forget(now_s)
         return (self._limit_bytes - self.used_bytes) // size_bytes
 
-    def put(self, layout: KvLayout, name: bytes, layers: range, data: bytes, now_s: float) -> bool:
-        """Keeps what a stage has of a block; False: there is no room. What it keeps already, it
-        keeps no longer for that."""
+    def renew(self, layout_name: str, name: bytes, layers: range, now_s: float) -> bool:
+        """Keeps what it has of a block of just these layers as long as if it came now; False: it
+        has not."""
         self._forget(now_s)
-        held = self._by_name.get((layout.name, name), [])
-        if any(kept.layers == layers for kept in held):
+        for kept in self._by_name.get((layout_name, name), []):
+            if kept.layers == layers:
+                kept.until_s = self._last_s = now_s + self._keep_s
+                return True
+        return False
+
+    def put(
+        self,
+        layout: KvLayout,
+        name: bytes,
+        layers: range,
+        data: bytes | memoryview,
+        now_s: float,
+    ) -> bool:
+        """Keeps what a stage has of a block; False: there is no room."""
+        if self.renew(layout.name, name, layers, now_s):
             return True
         if self.used_bytes + len(data) > self._limit_bytes:
             return False
         kept = Kept(layout, name, layers, data, now_s + self._keep_s)
+        self._last_s = kept.until_s
         self._by_name.setdefault((layout.name, name), []).append(kept)
-        self._order.append(kept)
+        heappush(self._order, (kept.until_s, next(self._numbers), kept))
         self.used_bytes += len(data)
         return True
 
@@ -86,8 +104,11 @@ class Shelf:
                 end = wanted.stop
 
     def _forget(self, now_s: float) -> None:
-        while self._order and self._order[0].until_s <= now_s:
-            kept = self._order.popleft()
+        while self._order and self._order[0][0] <= now_s:
+            _, number, kept = heappop(self._order)
+            if kept.until_s > now_s:
+                heappush(self._order, (kept.until_s, number, kept))
+                continue
             key = (kept.layout.name, kept.name)
             held = [other for other in self._by_name[key] if other is not kept]
             if held:

@@ -18,6 +18,8 @@ from services.engine.core.sequence import BatchedSequence
 WELL_AHEAD = 2
 """Rounds that a tenant must have had more than another to pause for it: closer ones share steps,
 for a batch of both costs less than one of each."""
+LATELY_STEPS = 512
+"""A tenant that asked no longer ago may ask again."""
 
 
 class Turns:
@@ -26,6 +28,8 @@ class Turns:
     def __init__(self) -> None:
         self._shares = Shares()
         self._waiting: FairQueue[BatchedSequence] = FairQueue(self._shares)
+        self._asked: dict[str, int] = {}
+        """The step in which each tenant asked last, of late; the newest last."""
 
     def __len__(self) -> int:
         """Sequences that wait."""
@@ -35,9 +39,14 @@ class Turns:
         """They, in no order."""
         return iter(self._waiting)
 
-    def comes(self, sequence: BatchedSequence) -> None:
-        """It is new, and waits."""
-        self._shares.enter(sequence.request.tenant)
+    def comes(self, sequence: BatchedSequence, step: int) -> None:
+        """It is new in this step, and waits."""
+        tenant = sequence.request.tenant
+        self._shares.enter(tenant)
+        self._asked.pop(tenant, None)
+        self._asked[tenant] = step
+        while self._asked[oldest := next(iter(self._asked))] < step - LATELY_STEPS:
+            del self._asked[oldest]
         self.waits(sequence)
 
     def waits(self, sequence: BatchedSequence) -> None:
@@ -90,6 +99,14 @@ class Turns:
     def reading_order(self, reading: Iterable[BatchedSequence]) -> list[BatchedSequence]:
         """In which those that read their prompts get the rows of a step."""
         return sorted(reading, key=lambda s: (s.lane, self._round(s), s.turn.order))
+
+    def hurried(self, reading: Iterable[BatchedSequence]) -> set[BatchedSequence]:
+        """Of those that read their prompts, whose tenants have had more than another that asked of
+        late, and for which they would pause: its next request waits for the steps in flight."""
+        if len(self._asked) < 2:
+            return set()
+        most = min(map(self._shares.round_of, self._asked)) + WELL_AHEAD
+        return {s for s in reading if self._round(s) >= most}
 
     def gives_place(
         self, sequence: BatchedSequence, running: Iterable[BatchedSequence]

@@ -12,11 +12,12 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
+from services.common.phases import PipelinePhase
 from services.common.roles import Role
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 from services.placement.command.report import number
-from services.placement.estimate.cluster import CandidateNode, PipelinePhase, Workload
+from services.placement.estimate.cluster import CandidateNode, Workload
 from services.placement.estimate.model import built_in_names, read_config
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.placement.search.registry import NAMES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, NotFound
 from services.common.yaml_file import Row, read_yaml
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import (
@@ -39,20 +39,24 @@ class ClusterFile(Row):
 
 
 def read_cluster(path: Path, catalogue: HardwareCatalogue) -> tuple[CandidateNode, ...]:
-    """The nodes of a cluster file, named by type and number."""
+    """The nodes of a cluster file, named by type and number. Raises InvalidArgument, naming the
+    field, and NotFound for a file that cannot be read."""
     nodes: list[CandidateNode] = []
-    for row in read_yaml(path, ClusterFile).instances:
-        kind = described(
-            catalogue,
-            instance_type=row.type,
-            price_per_hour=row.price_per_hour,
-            pool=row.pool,
-            spot=row.spot,
-            interruptions_per_hour=row.interruptions_per_hour,
-            backend=row.backend,
-        )
+    for index, row in enumerate(read_yaml(path, ClusterFile).instances):
+        try:
+            kind = described(
+                catalogue,
+                instance_type=row.type,
+                price_per_hour=row.price_per_hour,
+                pool=row.pool,
+                spot=row.spot,
+                interruptions_per_hour=row.interruptions_per_hour,
+                backend=row.backend,
+            )
+        except NotFound as error:
+            raise InvalidArgument(error.message, field=f"instances.{index}.type") from None
         if len(nodes) + row.count > MAX_NODES:
-            raise InvalidArgument(f"over {MAX_NODES} instances", field="count")
+            raise InvalidArgument(f"over {MAX_NODES} instances", field=f"instances.{index}.count")
         for _ in range(row.count):
             nodes.append(CandidateNode(f"{row.type}-{len(nodes)}", kind))
     if not nodes:

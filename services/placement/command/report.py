@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.estimator import PipelineEstimate, PlanEstimate
 
 

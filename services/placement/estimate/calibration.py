@@ -17,6 +17,7 @@ from services.placement.estimate.catalogue import (
     Name,
     Positive,
 )
+from services.placement.estimate.engine import EngineProfile
 
 Share = Annotated[float, Field(gt=0, le=1.5, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
@@ -72,6 +73,9 @@ class Calibration(Row):
     default: Efficiency
     low_power: Efficiency | None = None
     gpus: dict[str, Efficiency]
+    engine: EngineProfile | None = None
+    """What the engines take beside that. Where it is given, plans promise the rate at which
+    requests come and go, not that of batches that begin and end together."""
 
     def efficiency(self, gpu: Gpu) -> Efficiency:
         if gpu.name in self.gpus:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 from services.common.errors import InvalidArgument
+from services.common.phases import PipelinePhase
 from services.placement.estimate.catalogue import Gpu, HardwareCatalogue
 
 MAX_NODES = 4096
@@ -46,14 +46,6 @@ class CandidateNode:
 
     node_id: str
     kind: NodeClass
-
-
-class PipelinePhase(Enum):
-    """The work of a pipeline."""
-
-    BOTH = "both"
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 @dataclass(frozen=True)

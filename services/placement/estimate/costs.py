@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from services.common.phases import PipelinePhase
 from services.placement.estimate.calibration import Calibration
 from services.placement.estimate.catalogue import HardwareCatalogue
-from services.placement.estimate.cluster import NodeClass, PipelinePhase, Workload
+from services.placement.estimate.cluster import NodeClass, Workload
+from services.placement.estimate.engine import EngineProfile
 from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
 from services.placement.estimate.roofline import Array, Device, Number, device, total_s
+
+_NO_ENGINE = EngineProfile()
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class StageCost:
     max_sequences: int
     network_bytes_per_s: float
     hop_latency_s: float
+    decode_scale: float = 1.0  # what the engine takes of the device's time of layers
+    prefill_scale: float = 1.0
+    step_overhead_s: float = 0.0  # of each step, beside
 
     @property
     def model(self) -> ModelShape:
@@ -41,10 +48,10 @@ class StageCost:
         return self.workload.input_tokens + self.workload.output_tokens / 2
 
     def prefill_layer_s(self, b: Number) -> Array:
-        return total_s(self.device.prefill(b, self.workload.input_tokens))
+        return self.prefill_scale * total_s(self.device.prefill(b, self.workload.input_tokens))
 
     def decode_layer_s(self, b: Number) -> Array:
-        return total_s(self.device.decode(b, self.context))
+        return self.decode_scale * total_s(self.device.decode(b, self.context))
 
     def embedding_s(self, b: Number, prefill: bool) -> Array:
         tokens = np.asarray(b, dtype=float) * (self.workload.input_tokens if prefill else 1)
@@ -107,6 +114,11 @@ class Costs:
         self.estimates: dict[object, Any] = {}
         """Of pipelines, kept by the estimator: a search asks for the same ones again and again."""
 
+    @property
+    def engine(self) -> EngineProfile:
+        """What engines take beside what devices do; nothing where the calibration does not say."""
+        return self.calibration.engine or _NO_ENGINE
+
     def at_rate(self, arrival_rate_rps: float) -> Costs:
         """The same costs where so many requests a second arrive: what pipelines can do is the same,
         too."""
@@ -138,13 +150,18 @@ class Costs:
         return activations * (c.reserve_fixed + c.reserve_split / tp)
 
     def _make(self, kind: NodeClass, tp: int) -> StageCost:
-        c = self.calibration
+        c, engine = self.calibration, self.engine
         return StageCost(
             kind=kind,
             device=device(self.model, kind, tp, c, self.catalogue),
             workload=self.workload,
             budget_bytes=kind.memory_bytes * c.memory_utilisation - self.reserve_bytes(kind, tp),
-            max_sequences=c.max_sequences,
+            max_sequences=min(
+                c.max_sequences, engine.max_sequences if c.engine else c.max_sequences
+            ),
             network_bytes_per_s=c.network_bytes_per_s(kind.network_gbps, kind.burst_gbps),
-            hop_latency_s=c.network.hop_latency_us * 1e-6,
+            hop_latency_s=c.network.hop_latency_us * 1e-6 + engine.hop_s,
+            decode_scale=engine.decode_scale,
+            prefill_scale=engine.prefill_scale,
+            step_overhead_s=engine.step_overhead_s,
         )

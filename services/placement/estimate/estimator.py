@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.phases import PipelinePhase
 from services.placement.estimate import queueing
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage
+from services.placement.estimate.cluster import (
+    PlacedPipeline,
+    PlacedStage,
+    Workload,
+)
 from services.placement.estimate.costs import Costs, StageCost
 from services.placement.estimate.roofline import Operation
+from services.placement.estimate.step_times import StepTimes
 from services.placement.search import transport
 
 BLOCK_TOKENS = 16
@@ -84,7 +90,10 @@ def stage_operations(
         if prefill
         else part.device.decode(b, part.context)
     )
-    operations = [_times(op, layers[index]) for op in one]
+    scale = part.prefill_scale if prefill else part.decode_scale
+    operations = [_times(op, layers[index] * scale) for op in one]
+    if part.step_overhead_s:
+        operations.append(Operation("engine", 0.0, 0.0, 0.0, part.step_overhead_s))
     if index == 0:
         tokens = b * (part.workload.input_tokens if prefill else 1)
         operations.insert(0, part.device.embedding(tokens))
@@ -96,7 +105,7 @@ def stage_operations(
     return operations
 
 
-def _times(op: Operation, layers: int) -> Operation:
+def _times(op: Operation, layers: float) -> Operation:
     return Operation(
         op.name,
         op.compute_s * layers,
@@ -127,6 +136,15 @@ def batch_latency_s(
     if phase is PipelinePhase.PREFILL:
         return prefill
     return (prefill if phase is PipelinePhase.BOTH else 0.0) + output_tokens * decode
+
+
+def served_rps(times: StepTimes, workload: Workload, batch: int) -> float:
+    """Requests a second of a batch that stays full: in each cycle every sequence gets a token, and
+    for each that ends a prompt is read."""
+    prompts = batch / workload.output_tokens
+    context = workload.input_tokens + workload.output_tokens / 2
+    rows = prompts * workload.input_tokens
+    return batch / (workload.output_tokens * times.cycle_s(batch, context, rows, prompts))
 
 
 def check_pipeline(costs: Costs, pipeline: PlacedPipeline) -> None:
@@ -217,6 +235,8 @@ def _estimated(costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float) 
     batch_s = batch_latency_s(times, microbatches, out, pipeline.phase)
     alone = stage_times(parts, layers, 1.0)
     throughput = batch / batch_s
+    if costs.calibration.engine is not None and pipeline.phase is PipelinePhase.BOTH:
+        throughput = served_rps(StepTimes(parts, layers, costs.engine), costs.workload, batch)
     blocks = batch * total // BLOCK_TOKENS
     return PipelineEstimate(
         kv_blocks=blocks,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.common.phases import PipelinePhase
 from services.placement.estimate.cluster import (
     CandidateNode,
     Inventory,
     NodeClass,
-    PipelinePhase,
     PlacedPipeline,
     PlacedStage,
     inventory,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.placement.estimate.cluster import NodeClass, PipelinePhase
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import NodeClass
 from services.placement.estimate.costs import Costs, StageCost
 from services.placement.estimate.model import ELEMENT_BYTES
 from services.placement.estimate.roofline import Array
@@ -90,7 +91,7 @@ class RateTable:
     network: Array  # [options], bytes/s
     hop_prefill_bytes: Array  # [J]
     hop_decode_bytes: Array  # [J]
-    hop_latency_s: float
+    hop_latency_s: float  # a step's overhead among it
     layers: int
     weights: tuple[float, float]  # what a second of X and of Y count: 1 and out, or 0
 
@@ -121,7 +122,7 @@ class RateTables:
             cost = option.cost
             self._prefill[i] = cost.prefill_layer_s(b)
             self._decode[i] = cost.decode_layer_s(b)
-            self._head[i] = cost.head_s(b)
+            self._head[i] = cost.head_s(b) + cost.step_overhead_s
             self._embedding[i] = cost.embedding_s(b, True)
             self._embedding_one[i] = cost.embedding_s(b, False)
         self._most = {
@@ -158,7 +159,8 @@ class RateTables:
                 network=np.array([o.cost.network_bytes_per_s for o in self.options]),
                 hop_prefill_bytes=b * self._costs.workload.input_tokens * width,
                 hop_decode_bytes=b * width,
-                hop_latency_s=self.options[0].cost.hop_latency_s,
+                hop_latency_s=self._costs.engine.step_overhead_s
+                + self.options[0].cost.hop_latency_s,
                 layers=self._costs.model.layers,
                 weights=(
                     0.0 if self._phase is PipelinePhase.DECODE else 1.0,

@@ -7,7 +7,9 @@ logic of its own but timers (call `tick` every 0.25 s or so, and when the routes
 
 Whether a head lives is not for its reader to judge: a crowd makes any head slow. Silence, or steps
 that do not come, count only once the controller lists the head's formation no more; a stream that
-breaks twice, or brings nothing for `reach_s`, twice, means that this reader does not reach it.
+breaks twice, or brings nothing for `reach_s`, twice, means that this reader does not reach it; but
+while other readers at this router hear from that head, it is the router that is slow, or the stream
+that is lost: it is opened again, and for `recover_s` the head counts as heard.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 from services.common.errors import (
     AlreadyExists,
@@ -121,6 +124,8 @@ class Follower:
         self._attached_again = False
         self._reason: LeaveReason | None = None
         """Why it leaves its head; None when that handed over, or there is none."""
+        self._handed_on = False
+        """Its last head handed it on, and keeps its blocks."""
         self._in_vain = False
         """The last grant has brought no step yet."""
         self._step: int | None = None
@@ -131,6 +136,8 @@ class Follower:
         """It let go of a head that it could follow."""
         self._unheard_s: float | None = None
         """Since when its head has been out of reach; None while it is not known to be."""
+        self._all_silent_s = inf
+        """For how long no reader at this router has heard from that head, at the last tick."""
         self._stepless_s = 0.0
         self._ticked_s = 0.0
 
@@ -247,7 +254,9 @@ class Follower:
             return self._end(Superseded("a newer reader took the generation over"))
         if reason is CloseReason.DIVERGED:
             return self._end(Diverged(max(frame.lengths, default=0), 0, 0))
-        return self._resume(now_s, None if reason is CloseReason.MOVED else LeaveReason.REFUSED)
+        self._handed_on = reason is CloseReason.HANDED_ON
+        sealed = reason in (CloseReason.MOVED, CloseReason.HANDED_ON)
+        return self._resume(now_s, None if sealed else LeaveReason.REFUSED)
 
     def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
         """The stream ended without a Closed frame."""
@@ -265,11 +274,19 @@ class Follower:
         """A blip is not a death: attaches once more before it asks for another head."""
         if self._unheard_s is None:
             self._unheard_s = now_s - self._silent_s
-        if self._attached_again or self.route is None:
+        silent = self._silent_s >= self.settings.reach_s
+        lost = self._attached_again and not (silent and self._is_reached(now_s))
+        if lost or self.route is None:
             return self._resume(now_s, LeaveReason.UNREACHABLE)
         self._troubled(now_s)
         self._attached_again = True
         return [*self._close(), *self._attach(self.route, now_s)]
+
+    def _is_reached(self, now_s: float) -> bool:
+        """Others here hear from its head; in the end its own trouble counts all the same."""
+        troubled_s = 0.0 if self._trouble_s is None else now_s - self._trouble_s
+        settings = self.settings
+        return self._all_silent_s < settings.reach_s and troubled_s < settings.recover_s
 
     def _attach(self, route: Route, now_s: float) -> list[Action]:
         if self.route is None or self.route.formation_id != route.formation_id:
@@ -287,6 +304,7 @@ class Follower:
             tuple(self._verified),
             self._kv_source,
             self._reader,
+            route.hands_on,
         )
         return [OpenStream(self._stream, route, call)]
 
@@ -323,14 +341,18 @@ class Follower:
         left = self.route.formation_id if self.route is not None and self._reason else ""
         name, epoch, request = self.request.generation_id, self.epoch, self.request
         unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
-        question = ResumeQuestion(name, epoch, request, held, left, self._reason, unheard_s)
+        if self._is_reached(now_s):
+            unheard_s = min(unheard_s, self._all_silent_s)
+        question = ResumeQuestion(
+            name, epoch, request, held, left, self._reason, unheard_s, self._handed_on
+        )
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
         """The controller's answer."""
         if number != self._question or not self._asking:
             return []
-        self._asking = False
+        self._asking = self._handed_on = False
         self._in_vain = True
         if grant.head is not None and self._follows(grant.head, grant.epoch):
             return self._attach(grant.head, now_s)
@@ -363,11 +385,13 @@ class Follower:
 
     # Time
 
-    def tick(self, now_s: float, *, serves: bool) -> list[Action]:
+    def tick(self, now_s: float, *, serves: bool, silent_s: float = inf) -> list[Action]:
         """Silence, lack of progress and retries. `serves`: the controller lists the formation of
-        its head among those that do."""
+        its head among those that do; `silent_s`: for so long no reader at this router has heard
+        from that head."""
         if self.ended:
             return []
+        self._all_silent_s = silent_s
         if self._open:
             return self._watch(now_s, serves)
         if self._trouble_s is not None and now_s - self._trouble_s >= self.settings.recover_s:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, exp, log
 
-from services.common.exchange import HeadLoad, TenantLoad
+from services.common.exchange import ENDS, HeadLoad, TenantLoad
 from services.common.fair_queue import lane_of
 from services.common.generation import GenerationRequest
 
@@ -78,7 +78,7 @@ def predict(load: HeadLoad, comer: Comer) -> Prediction:
     decode_s = load.step_s + load.row_s * in_use
     waiting = _places_lacking(load, before, mine, comer, queued)
     # Places become free as answers end; the prompts that take them are read beside the others.
-    places_s = waiting * load.answer_tokens * decode_s / in_use + load.row_s * (rows - comer.rows)
+    places_s = _steps_until(load, waiting, in_use) * decode_s + load.row_s * (rows - comer.rows)
     own_s = _reading_s(load, comer.rows, in_use)
     first_s = max(places_s + own_s if waiting else own_s, _reading_s(load, rows, in_use))
     in_flight_s = decode_s / 2 if load.running else 0.0
@@ -122,6 +122,24 @@ def _places_lacking(
         own = max(0.0, mine.queued + 1 - max(0.0, load.places * part - mine.running))
         lacking = min(lacking, own / part)
     return lacking
+
+
+def _steps_until(load: HeadLoad, places: float, in_use: int) -> float:
+    """Until so many have become free. Who begins together ends together: behind those that run
+    come, in the same order, those that have taken their places."""
+    running = load.running
+    if not (load.ends and running):
+        return places * load.answer_tokens / in_use
+    rounds = max(0, ceil(places / running) - 1)
+    counts = (0, 1, *(ceil(running * eighth / ENDS) for eighth in range(1, ENDS + 1)))
+    left = places - rounds * running
+    behind = next(i for i, count in enumerate(counts) if count >= left)
+    if behind == 0:
+        return 0.0
+    steps, (few, many) = (0, *load.ends), counts[behind - 1 : behind + 1]
+    share = (left - few) / (many - few)
+    within = steps[behind - 1] + share * (steps[behind] - steps[behind - 1])
+    return rounds * load.answer_tokens + within
 
 
 def _reading_s(load: HeadLoad, rows: float, decodes: int) -> float:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.common.errors import DataLoss, ResourceExhausted, ShuntError
-from services.common.exchange import GenerationView
+from services.common.exchange import Frame, GenerationView
 from services.router.core.actions import Action, AskResume, CloseStream, Deliver, End, OpenStream
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
+from services.router.core.hearing import Hearing
 from services.router.core.transcript import Transcript
 
 
@@ -22,6 +23,7 @@ class Reading:
         follower: Follower,
         transcript: Transcript,
         balancer: Balancer,
+        hearing: Hearing,
         *,
         max_unread_bytes: int,
     ) -> None:
@@ -33,6 +35,7 @@ class Reading:
         self.writing = False
         """The edge waits for its client to take something."""
         self._balancer = balancer
+        self._hearing = hearing
         self._max_unread_bytes = max_unread_bytes
         self._streams: dict[int, str] = {}
         """The formation of each open stream, where it counts as one that runs."""
@@ -51,8 +54,16 @@ class Reading:
     def tick(self, now_s: float) -> list[Action]:
         """Lets the follower see the time, and whether its head serves."""
         route = self.follower.route
-        serves = route is not None and self._balancer.serves(route.formation_id)
-        return self.perform(self.follower.tick(now_s, serves=serves))
+        formation_id = route.formation_id if route is not None else ""
+        serves = route is not None and self._balancer.serves(formation_id)
+        silent_s = self._hearing.silent_s(formation_id)
+        return self.perform(self.follower.tick(now_s, serves=serves, silent_s=silent_s))
+
+    def frame(self, stream: int, frame: Frame, now_s: float) -> list[Action]:
+        """What a frame of its head comes to, yet to be performed."""
+        if stream in self._streams:
+            self._hearing.hears(self._streams[stream])
+        return self.follower.frame(stream, frame, now_s)
 
     def fail(self, error: ShuntError) -> list[Action]:
         """Ends this reader; the generation stays resumable."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -61,7 +62,7 @@ class Responses:
         """POST /v1/responses."""
         with _as_named_here():
             session, streamed = await self._begun(exchange)
-        with attached(exchange, session, keep=self._background.keep):
+        with attached(exchange, session, keep=partial(self._unread, exchange)):
             if session.request.runs_unread and not streamed:
                 await self._accepted(exchange, session)
             elif streamed:
@@ -76,12 +77,23 @@ class Responses:
 
     async def _accepted(self, exchange: Exchange, session: Session) -> None:
         """Answers once it is sure that it will run, whoever dies."""
-        await session.begun()
+        async with while_connected(exchange):
+            await session.begun()
         if session.error is not None:
             raise session.error
         events = Events(session)
         events.told()
         await exchange.answer(200, _json(events.whole()))
+
+    def _unread(self, exchange: Exchange, session: Session) -> None:
+        """A client that left before it was told a name could ask for it by none but a key of its
+        own: without one it ends, and whoever asks again begins another."""
+        told, by_key = exchange.status != 0, not session.request.ask_digest
+        if told or by_key:
+            self._background.keep(session)
+        else:
+            session.cancel()
+            session.close()
 
     async def retrieve(self, exchange: Exchange) -> None:
         """GET /v1/responses/{id}, whole or as its events."""
@@ -293,7 +305,8 @@ def _as_named_here() -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        name = _NAMES.get(error.field, error.field.replace(".function.", "."))
+        flat = error.field.replace(".function.", ".").replace(".allowed_tools.", ".")
+        name = _NAMES.get(error.field, flat)
         error.message = error.message.replace(error.field, name) if error.field else error.message
         error.field = name
         raise

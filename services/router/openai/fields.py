@@ -14,7 +14,7 @@ from typing import Any
 from services.common.errors import InvalidArgument
 from services.common.generation import SAMPLING
 from services.common.sampling_fields import Kind, SamplingField
-from services.common.wire import MAX_CACHE_SALT_CHARS
+from services.common.wire import MAX_CACHE_SALT_CHARS, MAX_TOOLS
 from services.router.ask import MAX_MESSAGES, MAX_MODEL_CHARS, MAX_STOP_CHARS, MAX_STOP_STRINGS
 from services.router.http.json_body import kind_of, shown
 
@@ -139,8 +139,38 @@ _OF_FUNCTION = RequestField("type", "string", schema={"const": "function"}, need
 TOOL = _table((_OF_FUNCTION, RequestField("function", "object", within=FUNCTION, needed=True)))
 """A tool of a chat."""
 CHOSEN = _table((FUNCTION["name"],))
-CHOICE = _table((_OF_FUNCTION, RequestField("function", "object", within=CHOSEN, needed=True)))
-"""A tool_choice that names a function."""
+ALLOWED = _table(
+    (
+        FUNCTION["name"],
+        RequestField("description", "any", Use.IGNORED),
+        RequestField("parameters", "any", Use.IGNORED),
+        RequestField("strict", "any", Use.IGNORED),
+    )
+)
+"""A function that may be called is one of those that were offered, by its name."""
+ALLOWED_TOOL = _table(
+    (_OF_FUNCTION, RequestField("function", "object", within=ALLOWED, needed=True))
+)
+ALLOWED_TOOLS = _table(
+    (
+        RequestField("mode", "string", schema={"enum": ("auto", "required")}, needed=True),
+        RequestField(
+            "tools",
+            "array",
+            schema={"minItems": 1, "maxItems": MAX_TOOLS},
+            within=ALLOWED_TOOL,
+            needed=True,
+        ),
+    )
+)
+CHOICE = _table(
+    (
+        RequestField("type", "string", schema={"enum": ("function", "allowed_tools")}, needed=True),
+        RequestField("function", "object", within=CHOSEN),
+        RequestField("allowed_tools", "object", within=ALLOWED_TOOLS),
+    )
+)
+"""A tool_choice that names a function, or those that may be called: what its type says."""
 CALLED = _table((FUNCTION["name"], RequestField("arguments", "string")))
 CALL = _table(
     (
@@ -279,7 +309,7 @@ CHAT = _table(
         RequestField("top_logprobs", "integer", schema=_TOP_LOGPROBS),
         RequestField("echo", "boolean", Use.NEUTRAL, (False,)),
         RequestField("add_special_tokens", "boolean", Use.NEUTRAL, (False,)),
-        RequestField("tools", "array", neutral=([],), within=TOOL, schema={"maxItems": 128}),
+        RequestField("tools", "array", neutral=([],), within=TOOL, schema={"maxItems": MAX_TOOLS}),
         RequestField("tool_choice", "string|object", neutral=("auto",), within=CHOICE),
         RequestField("parallel_tool_calls", "boolean", neutral=(True,)),
         RequestField("reasoning_effort", "string"),

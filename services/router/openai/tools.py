@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import InvalidArgument
@@ -14,6 +15,9 @@ from services.model.grammar import check_breadth
 from services.model.tools import Tool, ToolCall, ToolChoice, ToolUse
 from services.router.http.json_body import shown
 from services.router.openai.fields import (
+    ALLOWED,
+    ALLOWED_TOOL,
+    ALLOWED_TOOLS,
     CALL,
     CALLED,
     CHOICE,
@@ -29,6 +33,19 @@ MAX_CALLS = 128
 MAX_CALL_ID_CHARS = 256
 _NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME_CHARS}}}")
 _MODES = ("none", "auto", "required")
+_ALLOWED_MODES = ("auto", "required")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is asked of the tools that are offered."""
+
+    mode: str
+    """none, auto or required."""
+    named: str = ""
+    """The one that is to be called; the mode is required then."""
+    allowed: tuple[str, ...] = ()
+    """Those that may be called; empty: all."""
 
 
 def tools_of(fields: Mapping[str, Any]) -> ToolUse | None:
@@ -39,10 +56,8 @@ def tools_of(fields: Mapping[str, Any]) -> ToolUse | None:
     return use_of(tools, _choice(fields.get("tool_choice", "auto")), parallel=parallel)
 
 
-def use_of(tools: Sequence[Tool], choice: tuple[str, str], *, parallel: bool) -> ToolUse | None:
-    """The same of tools that were read, and of a choice: a mode, and what it names. Raises
-    InvalidArgument."""
-    mode, named = choice
+def use_of(tools: Sequence[Tool], choice: Choice, *, parallel: bool) -> ToolUse | None:
+    """The same of tools that were read, and of a choice. Raises InvalidArgument."""
     if len(tools) > MAX_TOOLS:
         raise InvalidArgument(f"tools has {len(tools)} entries, at most {MAX_TOOLS}", field="tools")
     names: set[str] = set()
@@ -51,23 +66,16 @@ def use_of(tools: Sequence[Tool], choice: tuple[str, str], *, parallel: bool) ->
             field = f"tools[{index}].function.name"
             raise InvalidArgument(f"{field}: another tool is called {tool.name}, too", field=field)
         names.add(tool.name)
-    if mode == "none" or (mode == "auto" and not tools):
+    if choice.mode == "none" or (choice.mode == "auto" and not tools and not choice.allowed):
         return None
     if not tools:
         raise InvalidArgument(
             "tool_choice asks for a call, and tools has none", field="tool_choice"
         )
-    if named and named not in names:
-        raise InvalidArgument(
-            f"tool_choice.function.name: no tool is called {shown(named)}",
-            field="tool_choice.function.name",
-        )
-    return ToolUse(
-        tuple(tools),
-        ToolChoice.AUTO if mode == "auto" else ToolChoice.REQUIRED,
-        named,
-        parallel,
-    )
+    _check_offered((choice.named,) if choice.named else (), names, "tool_choice.function.name")
+    _check_offered(choice.allowed, names, "tool_choice.allowed_tools.tools")
+    mode = ToolChoice.AUTO if choice.mode == "auto" else ToolChoice.REQUIRED
+    return ToolUse(tuple(tools), mode, choice.named, choice.allowed, parallel)
 
 
 def tool_of(fields: Mapping[str, Any], where: str) -> Tool:
@@ -143,17 +151,48 @@ def _tool(entry: Any, where: str) -> Tool:
     return tool_of(fields, f"{where}.function")
 
 
-def _choice(value: Any) -> tuple[str, str]:
+def _check_offered(names: Iterable[str], offered: set[str], field: str) -> None:
+    for name in names:
+        if name not in offered:
+            raise InvalidArgument(f"{field}: no tool is called {shown(name)}", field=field)
+
+
+def _choice(value: Any) -> Choice:
     if isinstance(value, str):
         if value not in _MODES:
             raise InvalidArgument(
-                f"tool_choice must be one of {', '.join(_MODES)}, or name a function, not "
-                f"{shown(value)}",
+                f"tool_choice must be one of {', '.join(_MODES)}, name a function or those that"
+                f" are allowed, not {shown(value)}",
                 field="tool_choice",
             )
-        return value, ""
-    fields = _function(value, CHOICE, CHOSEN, "tool_choice")
-    return "required", _name(fields.get("name"), "tool_choice.function.name")
+        return Choice(value)
+    kind, held = _typed(value, CHOICE, "tool_choice", ("function", "allowed_tools"))
+    if kind == "allowed_tools":
+        return _allowed(held)
+    name = given(held, CHOSEN, "tool_choice.function.").get("name")
+    return Choice("required", _name(name, "tool_choice.function.name"))
+
+
+def _allowed(value: dict[str, Any]) -> Choice:
+    where = "tool_choice.allowed_tools"
+    fields = given(value, ALLOWED_TOOLS, f"{where}.")
+    mode, entries = fields.get("mode"), fields.get("tools", [])
+    if mode not in _ALLOWED_MODES:
+        field = f"{where}.mode"
+        raise InvalidArgument(
+            f"{field} must be one of {', '.join(_ALLOWED_MODES)}, not {shown(mode)}", field=field
+        )
+    if not 1 <= len(entries) <= MAX_TOOLS:
+        field = f"{where}.tools"
+        raise InvalidArgument(
+            f"{field} must have 1 to {MAX_TOOLS} entries, not {len(entries)}", field=field
+        )
+    names = []
+    for index, entry in enumerate(entries):
+        field = f"{where}.tools[{index}]"
+        name = _function(entry, ALLOWED_TOOL, ALLOWED, field).get("name")
+        names.append(_name(name, f"{field}.function.name"))
+    return Choice(mode, allowed=tuple(names))
 
 
 def _call(entry: Any, where: str) -> ToolCall:
@@ -174,17 +213,29 @@ def _function(
     entry: Any, outer: Mapping[str, RequestField], inner: Mapping[str, RequestField], where: str
 ) -> dict[str, Any]:
     """What `function` holds of an object whose type is that."""
+    _, held = _typed(entry, outer, where, ("function",))
+    return given(held, inner, f"{where}.function.")
+
+
+def _typed(
+    entry: Any, table: Mapping[str, RequestField], where: str, types: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """The type of an object, and what it holds under that name."""
     if not isinstance(entry, dict):
         raise InvalidArgument(f"{where} must be an object, not {shown(entry)}", field=where)
-    fields = given(entry, outer, f"{where}.")
+    fields = given(entry, table, f"{where}.")
     kind = fields.get("type")
-    if kind != "function":
-        field = f"{where}.type"
-        raise InvalidArgument(f'{field} must be "function", not {shown(kind)}', field=field)
-    if "function" not in fields:
-        field = f"{where}.function"
+    if kind not in types:
+        field, wanted = f"{where}.type", " or ".join(f'"{each}"' for each in types)
+        raise InvalidArgument(f"{field} must be {wanted}, not {shown(kind)}", field=field)
+    if kind not in fields:
+        field = f"{where}.{kind}"
         raise InvalidArgument(f"{field} must be an object, and is missing", field=field)
-    return given(fields["function"], inner, f"{where}.function.")
+    for other in types:
+        if other != kind and other in fields:
+            field = f"{where}.{other}"
+            raise InvalidArgument(f'{field} does not belong to type "{kind}"', field=field)
+    return kind, fields[kind]
 
 
 def _name(value: Any, where: str) -> str:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from services.common.errors import FailedPrecondition
 from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts, NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.goals import Aim, Goal
@@ -396,3 +397,25 @@ async def test_a_model_that_cannot_be_served_beside_another_has_no_plan(planning
 async def test_what_no_division_pays_for_is_an_error(planning: Planning) -> None:
     with pytest.raises(FailedPrecondition, match="keeps to the limits"):
         await divided(planning, budget=0.5, nodes=1)
+
+
+async def test_pipelines_have_the_phases_of_the_settings_and_placements_proportions() -> None:
+    """Who prefills hands on to both that decode, which are dealt equal nodes, in equal parts."""
+    phases = (PipelinePhase.PREFILL, PipelinePhase.DECODE, PipelinePhase.DECODE)
+    shapes = (FAST, SLOW, SLOW, FAST, SLOW, FAST)
+    nodes = tuple(
+        NodeFacts(f"node-{number}", f"i{number}", "h:1", 1, shape)
+        for number, shape in enumerate(shapes)
+    )
+    async with serving(PlacementSettings(grpc_port=0, shutdown_grace_s=0)) as address:
+        split = Planning(address, planner="proportional", timeout_s=10.0, phases=phases)
+        plan = await split.plan(AskPlan(1, (GOAL,), nodes, 3))
+        await split.close()
+    (deployment,) = plan.deployments
+    assert tuple(pipeline.phase for pipeline in deployment.pipelines) == phases
+    first, *rest = deployment.pipelines
+    onward = dict(first.onward)
+    assert onward.keys() == {pipeline.pipeline_id for pipeline in rest}
+    least, most = sorted(onward.values())
+    assert 0 < most <= 1.05 * least
+    assert not any(pipeline.onward for pipeline in rest)

@@ -19,6 +19,7 @@ from tests.contract.engine.tiny import LAYERS, expected_ids
 
 PROMPT = [5 + 7 * i % 500 for i in range(70)]
 TOKENS = 120
+LONG = 400
 
 
 async def _stats(worker: Worker) -> engine_pb2.EngineStats:
@@ -116,6 +117,52 @@ async def test_a_generation_goes_on_from_its_blocks_in_any_other_layout(
     assert stats[0].prefix_hits == full * 16
     assert stats[0].replayed_tokens <= 16
     assert stats[0].used_kv_blocks == 0
+
+
+def heir_of(workers: Sequence[Worker], cuts: Sequence[int], *generations: str) -> engine_pb2.KvHeir:
+    members = source_of(workers, cuts, "").members
+    return engine_pb2.KvHeir(members=members, generation_ids=generations)
+
+
+async def copied(
+    head: Worker, source: common_pb2.KvSource, *heirs: engine_pb2.KvHeir, limit_s: float = 60.0
+) -> engine_pb2.CopyKvResponse:
+    """What went ahead of what runs."""
+    asked = engine_pb2.CopyKvRequest(
+        formation_id=source.formation_id, source=source, heirs=heirs, limit_s=limit_s
+    )
+    return await head.stub.CopyKv(asked, timeout=2 * limit_s)
+
+
+@pytest.mark.parametrize(("before", "after"), [([], []), ([2], [4]), ([3], [1, 4])])
+async def test_blocks_go_ahead_while_their_generation_runs_on(
+    rig: Rig, before: list[int], after: list[int]
+) -> None:
+    """Behind the seal its heirs lack what it filled since, and fetch no more than that."""
+    old = [await rig.worker(step_s=0.01) for _ in range(len(before) + 1)]
+    new = [await rig.worker() for _ in range(len(after) + 1)]
+    await rig.form(old, before, "f1")
+    asked, source = request("g", PROMPT, LONG), source_of(old, before, "f1")
+    stream = generate(old[0], asked, "f1")
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    answer = await copied(old[0], source, heir_of(new, after, "g", "another"))
+    assert answer.blocks >= len(PROMPT) // 16
+    assert answer.rounds >= 1
+    assert answer.copied_bytes == answer.blocks * LAYERS * 64
+    assert sum([(await _stats(one)).kept_kv_bytes for one in new]) == answer.copied_bytes
+    await stream.until(lambda s: len(s.ids[0]) >= 20)
+    drain = engine_pb2.DrainRequest(formation_id="f1", keep_kv=True)
+    await to_the_end(old[0], stream, drain)
+    held = stream.ids[0]
+    await rig.form(new, after, "f2")
+    filled = (len(PROMPT) + len(held) - 1) // 16
+    fetches = [worker.engine.kv.fetched_bytes for worker in new if worker.engine is not None]
+    stream = await resumed(new[0], asked, "f2", held, source)
+    assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [filled] * len(new)
+    fetched = [worker.engine.kv.fetched_bytes for worker in new if worker.engine is not None]
+    rest = (filled - answer.blocks) * LAYERS * 64
+    assert sum(fetched) - sum(fetches) == rest
 
 
 async def test_a_survivor_goes_on_with_what_it_kept_itself(rig: Rig) -> None:

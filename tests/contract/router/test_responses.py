@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
+from tests.log_lines import log_lines
 from tests.waiting import until
 
 
@@ -287,6 +288,41 @@ async def test_a_background_response_goes_on_when_its_client_leaves_its_stream(
     (name,) = mesh.journal
     assert (await _ended(client, f"resp_{name}")).output_text == REPLY
     assert not mesh.detaches
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_background_response_whose_client_left_untold_ends_and_a_retry_runs_once(
+    client: openai.AsyncOpenAI, mesh: FakeMesh, router: RunningDoors, streamed: bool
+) -> None:
+    mesh.controller_away = True
+    asked = ASKED | {"background": True, "stream": streamed}
+    first = asyncio.create_task(client.responses.create(**asked))
+    await until(lambda: router.router.streams == 1)
+    first.cancel()
+    await until(lambda: router.router.streams == 0)
+    mesh.controller_away = False
+    await until(lambda: any(where == "controller" for where, _ in mesh.cancels))
+    retry = {"x-stainless-retry-count": "1"}
+    response = await client.responses.create(**ASKED, background=True, extra_headers=retry)
+    assert (await _ended(client, response.id)).output_text == REPLY
+    # A question that was on its way may have been granted before the cancel came.
+    assert [name for name, held in mesh.journal.items() if not held.cancelled] == [response.id[5:]]
+
+
+async def test_a_background_response_under_a_key_runs_though_its_client_left_untold(
+    client: openai.AsyncOpenAI, mesh: FakeMesh, router: RunningDoors
+) -> None:
+    heads, mesh.alive = mesh.alive, [False] * len(mesh.alive)  # nobody to grant it to
+    asked = ASKED | {"background": True, "extra_headers": {"Idempotency-Key": "one"}}
+    with log_lines() as lines:
+        first = asyncio.create_task(client.responses.create(**asked))
+        await until(lambda: router.router.streams == 1)
+        first.cancel()
+        await until(lambda: lines.named("request"))
+    mesh.alive = heads
+    again = await client.responses.create(**asked)
+    assert (await _ended(client, again.id)).output_text == REPLY
+    assert (list(mesh.journal), mesh.cancels) == ([again.id[5:]], [])
 
 
 async def test_a_background_response_outlives_its_router_and_its_head(

@@ -52,6 +52,8 @@ async def test_a_conversation_is_what_its_template_makes_of_it(
     [
         ("/tokenize", {}, 400, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": []}, 400, "prompt"),
+        ("/tokenize", {"messages": []}, 400, "messages"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}] * 4097}, 400, "messages"),
         (
             "/tokenize",
             {"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},

@@ -171,6 +171,50 @@ async def test_a_named_tool_ends_as_any_text_does(client: openai.AsyncOpenAI) ->
     assert answer.choices[0].message.tool_calls
 
 
+async def test_the_model_is_shown_every_tool_and_calls_those_that_are_allowed(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    other: Any = {"type": "function", "function": {"name": "other"}}
+
+    async def ask(*allowed: str) -> tuple[Any, int]:
+        names: list[Any] = [{"type": "function", "function": {"name": each}} for each in allowed]
+        choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": names}}
+        answer = await client.chat.completions.create(
+            model="tiny", temperature=0, messages=[USER], tools=[WEATHER, other], tool_choice=choice
+        )
+        assert answer.usage is not None
+        return answer.choices[0], answer.usage.prompt_tokens
+
+    (called, prompt), (refused, same_prompt) = await ask("weather"), await ask("other")
+    assert [call.function.name for call in called.message.tool_calls] == ["weather"] * 2
+    assert called.finish_reason == "tool_calls"
+    # The stand-in minds no grammar: what it writes of a tool that is not allowed is text.
+    assert (refused.message.tool_calls, refused.message.content) == (None, REPLY)
+    assert prompt == same_prompt
+
+
+async def test_a_response_calls_the_tools_that_are_allowed(client: openai.AsyncOpenAI) -> None:
+    tool: Any = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
+    other: Any = {"type": "function", "name": "other", "parameters": None, "strict": False}
+    choice: Any = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "weather"}],
+    }
+    response = await client.responses.create(
+        model="tiny", temperature=0, input="?", tools=[tool, other], tool_choice=choice
+    )
+    assert [item.name for item in response.output if item.type == "function_call"] == [
+        "weather",
+        "weather",
+    ]
+    assert response.tool_choice.model_dump() == choice  # type: ignore[union-attr]
+    choice["tools"].append({"type": "function"})
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.responses.create(model="tiny", input="?", tools=[tool], tool_choice=choice)
+    assert refused.value.param == "tool_choice.tools[1].name"
+
+
 async def test_arguments_that_cannot_be_followed_are_refused_by_tool_and_keyword(
     http: httpx.AsyncClient,
 ) -> None:
@@ -220,6 +264,13 @@ async def test_grpc_tells_calls_and_takes_them_back(router: RunningDoors) -> Non
             await _refused(stub, again)
         with pytest.raises(InvalidArgument, match="no tool is called"):
             await _refused(stub, request(named="other"))
+        with pytest.raises(InvalidArgument, match="no tool is called"):
+            await _refused(stub, request(allowed=["weather", "other"]))
+        with pytest.raises(InvalidArgument, match="named and allowed"):
+            await _refused(stub, request(named="weather", allowed=["weather"]))
+        required = request(mode=router_pb2.TOOL_MODE_REQUIRED, allowed=["weather"])
+        deltas = [d async for e in stub.Generate(required, timeout=60) for d in e.deltas]
+        assert deltas[-1].finish_reason == common_pb2.FINISH_REASON_TOOL_CALLS
 
 
 async def _refused(

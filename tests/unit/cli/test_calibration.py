@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from services.cli.simulate import app
@@ -69,10 +70,28 @@ def test_a_mistake_is_a_line_and_exit_status_two(tmp_path: Path) -> None:
     assert not (tmp_path / "p.yaml").exists()
 
 
+@pytest.mark.parametrize("command", ["record", "fit"])
+def test_what_has_nowhere_to_go_is_told_before_it_is_measured(tmp_path: Path, command: str) -> None:
+    file, out = tmp_path / "r.jsonl", tmp_path / "none" / "out"
+    file.write_text(recording())
+    more = [str(file)] if command == "fit" else ["--duration", "86400"]
+    told = CliRunner().invoke(app, [command, *more, "--out", str(out)])
+    assert told.exit_code == 1
+    assert f"--out: {out}: No such file or directory" in told.stderr
+
+
+def test_a_request_without_a_prompt_is_no_request(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    file.write_text(recording().replace('"prompt":10', '"prompt":0', 1))
+    told = CliRunner().invoke(app, ["fit", str(file), "--out", str(tmp_path / "p.yaml")])
+    assert told.exit_code == 2
+    assert "r.jsonl:2: request.prompt: " in told.stderr
+
+
 def test_nothing_is_recorded_where_no_mesh_runs(tmp_path: Path) -> None:
     out = tmp_path / "r.jsonl"
     command = ["record", "--out", str(out), "--duration", "1", "--data-dir", str(tmp_path / "no")]
     told = CliRunner().invoke(app, command)
     assert told.exit_code == 1
     assert "no mesh runs" in told.stderr
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -70,6 +70,7 @@ STATUS = controller_pb2.GetStatusResponse(
             pipeline_id="p0",
             state=controller_pb2.PIPELINE_STATE_DRAINING,
             formation_id="f0",
+            phase=controller_pb2.PIPELINE_PHASE_PREFILL,
             stages=[
                 controller_pb2.StageStatus(
                     node_id="n0",
@@ -318,6 +319,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
             {
                 "id": "p0",
                 "state": "draining",
+                "phase": "prefill",
                 "formation": "f0",
                 "stages": [{"node": "n0", "layers": [0, 18], "tp": 1, "backend": "vllm"}],
             }

@@ -56,6 +56,14 @@ def test_a_mistake_is_a_line_and_exit_status_two(tmp_path: Path) -> None:
     assert told.stdout == ""
 
 
+def test_scenarios_of_one_name_are_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    files = [written(directory) for directory in (tmp_path, tmp_path / "other")]
+    told = CliRunner().invoke(app, ["compare", *files])
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "two scenarios are called scenario" in told.stderr
+
+
 def test_strategies_are_compared_and_reported(tmp_path: Path) -> None:
     arguments = ["compare", written(tmp_path), "--json", "--jobs", "1"]
     told = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report")])

@@ -73,7 +73,7 @@ async def test_an_error_in_mid_stream_comes_after_what_was_sent() -> None:
         channels.open_channel(address, Role.ROUTER) as channel,
     ):
         call = router_pb2_grpc.RouterServiceStub(channel).Generate(
-            router_pb2.GenerateRequest(), timeout=5
+            router_pb2.GenerateRequest(), timeout=60
         )
         assert (await call.read()).generation_id == "g"
         with pytest.raises(grpc.aio.AioRpcError) as failed:

@@ -97,6 +97,7 @@ EVENTS = (
     "form_failed",
     "interrupt",
     "drained",
+    "copied",
     "drain_failed",
 )
 """The last argument of each is the time."""

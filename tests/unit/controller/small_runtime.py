@@ -217,6 +217,7 @@ class Set:
             streams=lambda _: self.streams,
             lengths=lambda _: AnswerLengths(),
             rates=lambda _, room: Rates(room_positions=room),
+            promise=lambda _: {},
         )
         self.handover: Handover = "replay"
 
@@ -236,7 +237,7 @@ class Set:
             RuntimeSettings(),
             provider=mesh,
             engines=mesh,
-            kv=KvSources(self.handover, 5.0, clock),
+            kv=KvSources(self.handover, 5.0, clock, lambda _: ()),
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),

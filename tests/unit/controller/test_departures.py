@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from services.common.errors import Unavailable
+from services.common.exchange import KvMember, KvSource, Route
+from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import Member
+from services.controller.core.cluster.actions import CopyAhead
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.move import Rates, Stream
+from services.controller.core.ledger.outcomes import ServingHead
 from services.controller.departures import Departures, Journaled
+from services.controller.engines import Heir, WentAhead
 from services.controller.event_log import EventLog
+from services.controller.kv_sources import Handover
 from tests.unit.controller.small_runtime import Disk
 
+NOTHING_SEEN = Rates()
 SHORT = Stream("short", 100, (10,), 12, 1000.0)
 LONG = Stream("long", 100, (10,), 10_000, 1000.0)
 
@@ -23,6 +31,7 @@ class Head:
         self.streams = streams
         self.fails = fails
         self.drains: list[tuple[str, ...]] = []
+        self.copied: list[tuple[str, tuple[Heir, ...], float]] = []
         self.now_s = 0.0
 
     async def drain(self, formation_id: str, head: Any, *, running: Collection[str] = ()) -> int:
@@ -31,6 +40,12 @@ class Head:
         self.drains.append(tuple(sorted(running)))
         self.streams = [one for one in self.streams if one.generation_id in running]
         return 1
+
+    async def copy_ahead(
+        self, source: KvSource, head: Any, heirs: Sequence[Heir], limit_s: float
+    ) -> WentAhead:
+        self.copied.append((source.formation_id, tuple(heirs), limit_s))
+        return WentAhead(2, 30, 4000, 0.25)
 
     def seen(self, _: str) -> list[Stream]:
         self.now_s += 0.2
@@ -49,6 +64,9 @@ class Cluster:
     def runs_at(self, formation_id: str) -> Any:
         return type("RunsAt", (), {"pipeline_id": "p", "model": "m"})
 
+    def members(self, formation_id: str) -> tuple[Member, ...]:
+        return (Member("n", f"i-{formation_id}", "a:1", LayerRange(0, 4)),)
+
     def beside(self, formation_id: str) -> dict[str, int]:
         return {}
 
@@ -56,11 +74,20 @@ class Cluster:
         self.departed_from.append(formation_id)
 
 
-def departures(head: Head, cluster: Cluster, events: EventLog) -> Departures:
-    journaled = Journaled(head.seen, lambda _: AnswerLengths(), lambda _, __: Rates())
+def departures(
+    head: Head,
+    cluster: Cluster,
+    events: EventLog,
+    handover: Handover = "replay",
+    rates: Rates = NOTHING_SEEN,
+    promised: Mapping[str, ServingHead] | None = None,
+) -> Departures:
+    journaled = Journaled(
+        head.seen, lambda _: AnswerLengths(), lambda _, __: rates, lambda _: promised or {}
+    )
     engines: Any = head
     core: Any = cluster
-    return Departures(core, engines, journaled, events, clock=lambda: head.now_s)
+    return Departures(core, engines, journaled, events, handover=handover, clock=lambda: head.now_s)
 
 
 async def chosen(events: EventLog) -> list[tuple[str, str, str]]:
@@ -96,9 +123,55 @@ async def test_a_head_that_does_not_answer_is_given_up() -> None:
 async def test_what_ends_at_once_is_told_of_each_that_runs() -> None:
     disk: Any = Disk()
     events = EventLog(disk, lambda: 0.0, 100)
-    departures(Head([LONG]), Cluster(), events).end("f", travels=False)
-    departures(Head([LONG]), Cluster(), events).end("f", travels=True)
+    assert departures(Head([LONG]), Cluster(), events).end("f") == {"long"}
+    assert departures(Head([LONG]), Cluster(), events, "kv").end("f") == frozenset()
     assert await chosen(events) == [
         ("long", "replay", "its formation ends now"),
         ("long", "push", "its formation ends now"),
     ]
+
+
+FEW = Stream("few", 40, (10,), 10_000, 1000.0)
+SLOW = Rates(replay_s=0.02, replay_positions_per_s=1000.0, push_s=0.06)
+
+
+async def test_each_leaves_as_its_reader_waits_least() -> None:
+    """40 positions are computed in 60 ms, their tail alone in 32; 100 are not."""
+    disk: Any = Disk()
+    events = EventLog(disk, lambda: 0.0, 100)
+    leaving = departures(Head([LONG, FEW]), Cluster(), events, "auto", SLOW)
+    assert leaving.end("f") == {"few"}
+    assert sorted(await chosen(events)) == [
+        ("few", "replay", "its ids are computed as fast as its cache travels"),
+        ("long", "push", "its cache travels faster than it is computed"),
+    ]
+
+
+def follower(formation: str) -> KvMember:
+    return KvMember("a:1", f"i-{formation}", LayerRange(0, 4))
+
+
+async def test_blocks_go_ahead_to_the_head_that_was_promised_or_to_what_follows() -> None:
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG, FEW])
+    members = (Member("n", "i-f", "a:1", LayerRange(0, 4)),)
+    followers = (Member("n", "i-next", "a:1", LayerRange(0, 4)),)
+    other = ServingHead(Route("p2", "f2", "i-f2", "a:1", 1.0, ModelRef("m", "d"), 1000), True)
+    leaving = departures(head, Cluster(), events, "kv", promised={"few": other})
+    await leaving.copy_ahead(CopyAhead("f", members, followers, 3.0))
+    ((formation, heirs, limit_s),) = head.copied
+    assert (formation, limit_s) == ("f", 3.0)
+    assert set(heirs) == {
+        Heir((follower("f2"),), frozenset({"few"})),
+        Heir((follower("next"),), frozenset({"long"})),
+    }
+    (told,) = [e async for e in events.follow(1, wait=False) if e.kind == "blocks_went_ahead"]
+    assert told.attributes == {"rounds": "2", "blocks": "30", "bytes": "4000", "took_s": "0.250"}
+
+
+async def test_nothing_goes_ahead_of_what_is_read_again() -> None:
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([FEW])
+    leaving = departures(head, Cluster(), events, "auto", SLOW)
+    await leaving.copy_ahead(CopyAhead("f", (), (), 3.0))
+    assert head.copied == []

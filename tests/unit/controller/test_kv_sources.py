@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
@@ -22,13 +23,17 @@ class Clock:
         return self.now_s
 
 
+def nobody(formation_id: str) -> Sequence[Member]:
+    return ()
+
+
 def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> None:
     clock = Clock()
-    sources = KvSources("kv", 5.0, clock)
+    sources = KvSources("kv", 5.0, clock, nobody)
     assert sources.travels
     sources.drains("f", MEMBERS)
     clock.now_s += 60
-    source = sources.of("f")
+    source = sources.of("f", False)
     assert source is not None
     assert source.formation_id == "f"
     assert source.members == (
@@ -37,30 +42,30 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
     )
     sources.drained("f", sealed=True)
     clock.now_s += 4.9
-    assert sources.of("f") == source
-    assert sources.of("g") is None
+    assert sources.of("f", False) == source
+    assert sources.of("g", True) is None
     clock.now_s += 0.1
-    assert sources.of("f") is None
+    assert sources.of("f", False) is None
 
 
 def test_of_a_drain_that_failed_nothing_is_told() -> None:
-    sources = KvSources("kv", 5.0, Clock())
+    sources = KvSources("kv", 5.0, Clock(), nobody)
     sources.drains("f", MEMBERS)
     sources.drained("f", sealed=False)
-    assert sources.of("f") is None
+    assert sources.of("f", False) is None
 
 
 def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
-    sources = KvSources("replay", 5.0, Clock())
+    sources = KvSources("replay", 5.0, Clock(), nobody)
     assert not sources.travels
     sources.drains("f", MEMBERS)
     sources.drained("f", sealed=True)
-    assert sources.of("f") is None
+    assert sources.of("f", False) is None
 
 
 async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
     loop = asyncio.get_running_loop()
-    sources = KvSources("kv", 0.05, loop.time)
+    sources = KvSources("kv", 0.05, loop.time, nobody)
     await sources.over("n0")
     sources.drains("f", MEMBERS)
     over = asyncio.create_task(sources.over("n0"))
@@ -69,4 +74,16 @@ async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
     assert not over.done()
     sources.drained("f", sealed=True)
     await asyncio.wait_for(over, 60)
-    assert sources.of("f") is None
+    assert sources.of("f", False) is None
+
+
+def test_what_is_handed_on_has_its_blocks_where_it_began_for_as_long_as_that_lives() -> None:
+    """Whatever becomes of generations in other hand-overs."""
+    living = {"f": MEMBERS}
+    sources = KvSources("replay", 5.0, Clock(), lambda name: living.get(name, ()))
+    source = sources.of("f", True)
+    assert source is not None
+    assert [member.incarnation for member in source.members] == ["i0", "i1"]
+    assert sources.of("f", False) is None
+    del living["f"]
+    assert sources.of("f", True) is None

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.common.settings import read
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
@@ -211,3 +212,16 @@ def test_a_journal_that_is_no_place_is_named_and_not_repeated(
 def test_the_journals_password_is_in_no_text_of_the_settings() -> None:
     settings = ControllerSettings(journal="postgresql://me:secret@db/mesh")
     assert "secret" not in f"{settings!r} {settings} {settings.journal_place!r}"
+
+
+def test_phases_are_of_pipelines_that_there_are_and_need_generations_that_move() -> None:
+    settings = ControllerSettings(phases="prefill,decode", node_speeds="3:2,3:2")
+    assert settings.planned_phases == (PipelinePhase.PREFILL, PipelinePhase.DECODE)
+    assert ControllerSettings().planned_phases == ()
+    for given, why in (
+        ({"node_speeds": "3:2"}, "2 phases for 1 pipelines of node_speeds"),
+        ({"strategy": "none"}, "none hands nothing on"),
+        ({"phases": "prefill;decode"}, "one a pipeline"),
+    ):
+        with pytest.raises(ValidationError, match=why):
+            ControllerSettings(**{"phases": "prefill,decode", **given})

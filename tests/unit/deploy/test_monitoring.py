@@ -21,7 +21,16 @@ from services.controller import target_page
 from services.controller.core.cluster.actions import PipelineState
 from services.controller.core.cluster.targets import LABELS
 from services.controller.journal.journal import JournalRoom
-from tests.monitoring import DASHBOARDS, ROOT, RULES, SCRAPES, Told, of_dashboards, of_rules
+from tests.monitoring import (
+    DASHBOARDS,
+    ROOT,
+    RULES,
+    SCRAPES,
+    Told,
+    of_dashboards,
+    of_rules,
+    of_variables,
+)
 
 OF_TARGETS = {"job", "instance"}
 DEFINED_IN: Mapping[str, set[str]] = {
@@ -90,7 +99,7 @@ def _exported() -> dict[str, set[str]]:
 
 
 EXPORTED = _exported()
-EXPRESSIONS = [*of_rules(), *of_dashboards()]
+EXPRESSIONS = [*of_rules(), *of_dashboards(), *of_variables()]
 _SHOWN = re.compile(r"\{\{\s*(?:\$labels\.)?([a-z_]+)\s*\}\}")
 
 

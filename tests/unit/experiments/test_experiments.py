@@ -5,26 +5,39 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import EXPECTED, EXPERIMENTS, HERE, Experiment, differences
-from simulator.fleet.scenario import read_scenario
+from experiments.experiment import EXPECTED, README, Experiment, Ground, Size
+from experiments.registry import EXPERIMENTS
+from experiments.table import differences, rounded
+
+PUBLIC_ONLY = frozenset({"estimator"})
+"""All of their rows come from public data, which is not part of the repository."""
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.folder)
-def test_what_is_expected_is_of_the_rows_and_seeds_there_are(experiment: Experiment) -> None:
-    folder: Path = HERE / experiment.folder
-    rows = experiment.rows
-    scenarios = {row.scenario: read_scenario(folder / f"{row.scenario}.yaml") for row in rows}
-    expected = json.loads((folder / EXPECTED).read_text())
-    assert list(expected) == [
-        f"{row.scenario} {row.strategy} {seed}"
-        for row in rows
-        for seed in scenarios[row.scenario].document.seeds
-    ]
-    assert all(row.strategy in scenarios[row.scenario].document.strategies for row in rows)
+def test_a_tiny_run_gives_the_table_that_is_checked_in(experiment: Experiment) -> None:
+    rows = rounded(experiment.measure(Ground(Size.TINY)))
+    assert bool(rows) == (experiment.folder not in PUBLIC_ONLY)
+    expected = experiment.expected()[Size.TINY]
+    assert differences(experiment.columns, expected, rows) == [], "make experiments-tables"
 
 
-def test_another_figure_is_a_difference_and_rounding_is_none() -> None:
-    expected = {"a full 0": {"cost": 10.0}}
-    assert differences(expected, {"a full 0": {"cost": 10.1}}) == []
-    assert differences(expected, {"a full 0": {"cost": 11.0}}) == ["a full 0: cost is 11, not 10.0"]
-    assert len(differences(expected, {"b full 0": {"cost": 10.0}})) == 1
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda one: one.folder)
+def test_a_readme_shows_the_table_that_is_checked_in(experiment: Experiment) -> None:
+    assert experiment.page_table() in (experiment.path / README).read_text()
+    names = {column.name for column in experiment.columns}
+    rows = [row for by_row in experiment.expected().values() for row in by_row.values()]
+    assert rows
+    assert all(set(row) <= names for row in rows)
+    assert experiment.bars in names
+
+
+def test_every_folder_is_run() -> None:
+    here = Path(EXPERIMENTS[0].path).parent
+    folders = {path.parent.name for path in here.glob(f"*/{EXPECTED}")}
+    assert folders == {one.folder for one in EXPERIMENTS}
+
+
+def test_the_same_run_gives_the_same_bytes() -> None:
+    experiment = next(one for one in EXPERIMENTS if one.folder == "placement")
+    one, again = (json.dumps(experiment.measure(Ground(Size.TINY))) for _ in range(2))
+    assert one == again

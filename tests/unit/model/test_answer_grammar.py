@@ -111,6 +111,13 @@ ONE = {
     CallForm.MISTRAL_ARGS: f"[TOOL_CALLS]look[ARGS]{ARGUMENTS}",
 }
 
+WAITS = {
+    CallForm.HERMES: f"<tool_call>\n{W}\n</tool_call>",
+    CallForm.LLAMA: W.replace("arguments", "parameters"),
+    CallForm.MISTRAL: f"[TOOL_CALLS][{W}]",
+    CallForm.MISTRAL_ARGS: "[TOOL_CALLS]wait[ARGS]{}",
+}
+
 
 @pytest.mark.parametrize("form", CallForm)
 def test_required_is_one_call_or_several_and_nothing_else(model: Model, form: CallForm) -> None:
@@ -124,8 +131,11 @@ def test_required_is_one_call_or_several_and_nothing_else(model: Model, form: Ca
     single = model.of(Answer(calls=form, use=use(parallel=False)))
     assert model.takes(single, ONE[form])
     assert not model.takes(single, TWO[form])
-    named = model.of(Answer(calls=form, use=use(named="wait")))
-    assert not model.takes(named, ONE[form])
+    for only in (use(named="wait"), use(allowed=("wait",))):
+        narrowed = model.of(Answer(calls=form, use=only))
+        assert not model.takes(narrowed, ONE[form])
+        assert model.takes(narrowed, WAITS[form])
+    assert model.takes(model.of(Answer(calls=form, use=use(allowed=("wait", "look")))), TWO[form])
 
 
 @pytest.mark.parametrize("form", CallForm)
@@ -140,6 +150,10 @@ def test_auto_is_text_and_calls_in_it(model: Model, form: CallForm) -> None:
         assert model.takes(text, f"I look.\n{ONE[form]}")
     if form is CallForm.HERMES:
         assert model.takes(text, f"{ONE[form]} and {TWO[form]}\nand so on")
+    narrowed = model.of(Answer(calls=form, use=use(ToolChoice.AUTO, allowed=("wait",))))
+    assert model.takes(narrowed, "no call")
+    assert model.takes(narrowed, WAITS[form])
+    assert not model.takes(narrowed, ONE[form])
     single = model.of(Answer(calls=form, use=use(ToolChoice.AUTO, parallel=False)))
     assert model.takes(single, "no call")
     assert model.takes(single, ONE[form])

@@ -179,6 +179,22 @@ class DrainFormation:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyAhead:
+    """Head engine: CopyKv, while it serves. Answer with copied, whatever came of it."""
+
+    formation_id: str
+    members: tuple[Member, ...]
+    """Head first."""
+    followers: tuple[Member, ...]
+    """Who will form what follows it, with the layers that each will have."""
+    limit_s: float
+
+    @property
+    def head(self) -> Member:
+        return self.members[0]
+
+
+@dataclass(frozen=True, slots=True)
 class DepartFormation:
     """Head engine: Drain of what has to leave it, one after another, while the rest decodes on,
     until it is told DrainFormation. Answer with departed once nothing runs there any more."""
@@ -221,6 +237,7 @@ Action = (
     | LoadStage
     | FormPipeline
     | DissolveFormation
+    | CopyAhead
     | DrainFormation
     | DepartFormation
     | RoutesChanged

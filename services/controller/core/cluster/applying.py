@@ -8,7 +8,7 @@ from services.common.errors import InvalidArgument
 from services.controller.core.cluster.backends import KnownBackends, with_backend
 from services.controller.core.cluster.degrees import check_degree
 from services.controller.core.cluster.goals import Goals
-from services.controller.core.cluster.plan import Deployment, Plan, WorkPhase
+from services.controller.core.cluster.plan import Deployment, Plan
 from services.controller.core.cluster.plan_json import plan_from_json
 from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.why import Why
@@ -63,7 +63,5 @@ def _checked(
             )
         for place, stage in enumerate(pipeline.stages):
             check_degree(goal.facts, stage.tp_degree, f"{field}.stages[{place}].tp_degree")
-        if pipeline.phase is not WorkPhase.WHOLE:
-            raise InvalidArgument("engines do whole generations", field=f"{field}.phase")
         pipelines.append(with_backend(pipeline, goal.facts, backends, field))
     return replace(deployment, model=served, pipelines=tuple(pipelines))

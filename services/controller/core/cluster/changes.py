@@ -112,7 +112,7 @@ def _same_seat(state: State, plan: Plan, stage: PlannedStage, seat: Seat) -> boo
 
 
 def _keep(state: State, pipeline: Pipeline, planned: PlannedPipeline, plan: Plan) -> None:
-    pipeline.keep(planned.weight_tokens_per_s, planned.stages)
+    pipeline.keep(planned)
     for seat in pipeline.seats:
         wanted = seat.planned.node_id
         if seat.successor_id in plan.node_ids() and seat.successor_id != wanted:
@@ -154,6 +154,8 @@ def _pipeline(
         deployment.model,
         seats,
         planned.weight_tokens_per_s,
+        planned.phase,
+        planned.onward,
         down_since_s=now_s,
     )
 

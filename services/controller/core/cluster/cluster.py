@@ -43,7 +43,7 @@ from services.controller.core.cluster.notices import advise, hand_over, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.recovery import first_actions
-from services.controller.core.cluster.routes import handing_over, routes_of
+from services.controller.core.cluster.routes import not_for_new, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
@@ -354,6 +354,13 @@ class Cluster:
             ]
         )
 
+    def copied(self, formation_id: str, now_s: float) -> None:
+        """Blocks have gone ahead of what the formation runs, as far as they did."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is not None:
+            pipeline.copied()
+            self._happen()
+
     def departed(self, formation_id: str, now_s: float) -> None:
         """Nothing runs any more in a formation that departs, or it did not answer: it is drained
         at once."""
@@ -397,7 +404,10 @@ class Cluster:
         return [PersistCluster(changes), *actions] if changes else actions
 
     def _routes_changed(self) -> list[Action]:
-        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        routes, leaving = (
+            routes_of(self._state, self.settings),
+            not_for_new(self._state, self.settings),
+        )
         deployed = deployed_models(self._state)
         if (routes, leaving, deployed) == (self._routes, self._handing_over, self._deployed):
             return []

@@ -28,10 +28,23 @@ class Handover:
     sampled: int = 0
     """Tokens its head had sampled when it began, as far as beats had told."""
     state: HandoverState = HandoverState.PREPARING
+    copying: bool = False
+    """Blocks of what it runs go ahead to who goes on with it; the formation serves on."""
+    copied: bool = False
+    """They have, as far as they did."""
 
     @property
     def drains(self) -> bool:
         return self.state is HandoverState.DRAINING
+
+    def copy(self) -> None:
+        """Blocks begin to go ahead."""
+        self._must_be(HandoverState.PREPARING, "have blocks go ahead")
+        self.copying = True
+
+    def end_copy(self) -> None:
+        """They are over, or are not waited for."""
+        self.copying, self.copied = False, True
 
     def ready(self) -> None:
         """What follows could begin."""

@@ -16,6 +16,7 @@ from typing import Any
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import Device, MachineFacts
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.liveness import Liveness
@@ -183,6 +184,8 @@ def _pipeline(pipeline: Pipeline) -> Fields:
         "pipeline_id": pipeline.pipeline_id,
         "model": pipeline.model,
         "weight_tokens_per_s": pipeline.weight_tokens_per_s,
+        "phase": pipeline.phase,
+        "onward": pipeline.onward,
         "seats": [_seat(seat) for seat in pipeline.seats],
         "formation": _formation(pipeline.formation),
         "drains": pipeline.drains,
@@ -237,6 +240,8 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
         model,
         [_seat_from(seat, model) for seat in item["seats"]],
         item["weight_tokens_per_s"],
+        PipelinePhase(item.get("phase", PipelinePhase.BOTH)),  # once there were none
+        tuple((name, weight) for name, weight in item.get("onward", ())),
         formation,
         retiring=item["retiring"],
         retires_s=now_s,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import PipelineState
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.handover import Handover
@@ -171,6 +172,9 @@ class Pipeline(Noun):
     model: ModelRef
     seats: list[Seat]
     weight_tokens_per_s: float
+    phase: PipelinePhase = PipelinePhase.BOTH
+    onward: tuple[tuple[str, float], ...] = ()
+    """Whom it hands generations on to, in the plan's proportion."""
     formation: Formation | None = None
     handover: Handover | None = None
     down_since_s: float | None = None
@@ -220,7 +224,9 @@ class Pipeline(Noun):
             replace(seat.planned, node_id=seat.successor_id or seat.node_id, shape=seat.shape)
             for seat in self.seats
         )
-        return PlannedPipeline(self.pipeline_id, tuple(stages), self.weight_tokens_per_s)
+        return PlannedPipeline(
+            self.pipeline_id, tuple(stages), self.weight_tokens_per_s, self.phase, self.onward
+        )
 
     # Its formation
 
@@ -278,6 +284,19 @@ class Pipeline(Noun):
         if self.handover is None and self.formation is not None:
             self.handover = Handover(self.formation.formation_id, sampled)
 
+    def copy_ahead(self) -> None:
+        """Blocks go ahead to who goes on with what its formation runs."""
+        need(self.handover is not None, f"{self.pipeline_id} hands nothing over")
+        if self.handover is not None:
+            self.handover.copy()
+            self.touch()
+
+    def copied(self) -> None:
+        """They have, as far as they did."""
+        if self.handover is not None and self.handover.copying:
+            self.handover.end_copy()
+            self.touch()
+
     def be_ready_to_hand_over(self) -> None:
         """What follows its formation could begin."""
         need(self.handover is not None, f"{self.pipeline_id} hands nothing over")
@@ -316,11 +335,12 @@ class Pipeline(Noun):
             self.prepare(sampled)
         self.retiring, self.retires_s = True, now_s
 
-    def keep(self, weight_tokens_per_s: float, planned: Iterable[PlannedStage]) -> None:
-        """The plan has it."""
+    def keep(self, planned: PlannedPipeline) -> None:
+        """The plan has it, perhaps in another role."""
         if self.retiring and not self.drains:
             self.stay()
         self.retiring = False
-        self.weight_tokens_per_s = weight_tokens_per_s
-        for seat, stage in zip(self.seats, planned, strict=True):
+        self.weight_tokens_per_s = planned.weight_tokens_per_s
+        self.phase, self.onward = planned.phase, planned.onward
+        for seat, stage in zip(self.seats, planned.stages, strict=True):
             seat.plan(stage)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import BACKENDS, MOST_DEVICES, NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.why import Why
 
 MAX_PIPELINES = 4096
@@ -26,14 +26,6 @@ ANY_SHAPE = NodeShape(0, 1.0, backend="")
 """Every node has at least this."""
 THROUGHPUT = "throughput"
 """The objective of who names none."""
-
-
-class WorkPhase(StrEnum):
-    """What of a generation a pipeline does."""
-
-    WHOLE = "whole"
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,10 @@ class PlannedPipeline:
     stages: tuple[PlannedStage, ...]
     weight_tokens_per_s: float
     """Estimated throughput: shares of new requests are in proportion to it."""
-    phase: WorkPhase = WorkPhase.WHOLE
+    phase: PipelinePhase = PipelinePhase.BOTH
+    onward: tuple[tuple[str, float], ...] = ()
+    """Of a prefill pipeline: those that it hands generations on to, and in which proportion; empty:
+    to all there are, by their weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +108,18 @@ class Plan:
 
     def renamed(self, names: dict[str, str]) -> Plan:
         """The same plan, with other ids for some pipelines."""
+
+        def named(pipeline: PlannedPipeline) -> PlannedPipeline:
+            return replace(
+                pipeline,
+                pipeline_id=names.get(pipeline.pipeline_id, pipeline.pipeline_id),
+                onward=tuple((names.get(to, to), weight) for to, weight in pipeline.onward),
+            )
+
         return replace(
             self,
             deployments=tuple(
-                replace(
-                    deployment,
-                    pipelines=tuple(
-                        replace(p, pipeline_id=names.get(p.pipeline_id, p.pipeline_id))
-                        for p in deployment.pipelines
-                    ),
-                )
+                replace(deployment, pipelines=tuple(map(named, deployment.pipelines)))
                 for deployment in self.deployments
             ),
         )
@@ -137,11 +134,23 @@ def _check_once(field: str, names: list[str]) -> None:
 def _check_deployment(deployment: Deployment, where: str) -> None:
     for index, pipeline in enumerate(deployment.pipelines):
         _check_pipeline(pipeline, f"{where}.pipelines[{index}]")
+        _check_onward(pipeline, deployment, f"{where}.pipelines[{index}].onward")
     ends = {pipeline.stages[-1].layers.end for pipeline in deployment.pipelines}
     if len(ends) > 1:
         raise InvalidArgument(
             "all pipelines of a model have the same last layer", field=f"{where}.pipelines"
         )
+
+
+def _check_onward(pipeline: PlannedPipeline, deployment: Deployment, where: str) -> None:
+    if pipeline.onward and pipeline.phase is not PipelinePhase.PREFILL:
+        raise InvalidArgument("a prefill pipeline hands on, and no other", field=where)
+    decode = {p.pipeline_id for p in deployment.pipelines if p.phase is not PipelinePhase.PREFILL}
+    names = [name for name, _ in pipeline.onward]
+    if not decode.issuperset(names) or len(set(names)) != len(names):
+        raise InvalidArgument("pipelines of the model that decode, each once", field=where)
+    if not all(math.isfinite(weight) and weight > 0 for _, weight in pipeline.onward):
+        raise InvalidArgument("finite numbers above 0", field=where)
 
 
 def _check_pipeline(pipeline: PlannedPipeline, where: str) -> None:

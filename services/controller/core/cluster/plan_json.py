@@ -11,6 +11,7 @@ from typing import Any
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.plan import (
     ANY_SHAPE,
     THROUGHPUT,
@@ -18,7 +19,6 @@ from services.controller.core.cluster.plan import (
     Plan,
     PlannedPipeline,
     PlannedStage,
-    WorkPhase,
 )
 from services.controller.core.cluster.why import Alternative, Why
 
@@ -59,7 +59,9 @@ def plan_from_json(text: str, number: int | None = None) -> Plan:
 
 
 _DEPLOYMENT = {"model", "digest", "objective", "pipelines"}
-_PIPELINE = {"id", "weight_tokens_per_s", "phase", "stages"}
+_PIPELINE = {"id", "weight_tokens_per_s", "phase", "onward", "stages"}
+_WHOLE = "whole"
+"""What plans of before there were phases call a pipeline that does both."""
 _STAGE = {"layers", "tp_degree", "node", "offer", "shape"}
 _SHAPE = {"memory_bytes", "relative_speed", "device_type", "device_count", "backend"}
 _WHY = {"reasons", "alternatives", "causes", "gain", "horizon_s", "adopted_unix_s"}
@@ -76,6 +78,7 @@ def _deployment_to(deployment: Deployment) -> dict[str, Any]:
                 "id": pipeline.pipeline_id,
                 "weight_tokens_per_s": pipeline.weight_tokens_per_s,
                 "phase": pipeline.phase.value,
+                **({"onward": dict(pipeline.onward)} if pipeline.onward else {}),
                 "stages": [_stage_to(stage) for stage in pipeline.stages],
             }
             for pipeline in deployment.pipelines
@@ -137,14 +140,16 @@ def _deployment(item: _Item) -> Deployment:
 
 
 def _pipeline(item: _Item) -> PlannedPipeline:
-    phase = item.text("phase", WorkPhase.WHOLE.value)
-    if phase not in list(WorkPhase):
-        raise InvalidArgument(f"one of {', '.join(WorkPhase)}", field=f"{item.where}.phase")
+    phase = item.text("phase", _WHOLE)
+    phase = PipelinePhase.BOTH.value if phase == _WHOLE else phase
+    if phase not in list(PipelinePhase):
+        raise InvalidArgument(f"one of {', '.join(PipelinePhase)}", field=f"{item.where}.phase")
     return PlannedPipeline(
         item.text("id"),
         tuple(_stage(one) for one in item.items("stages", _STAGE)),
         item.number("weight_tokens_per_s", 1.0),
-        WorkPhase(phase),
+        PipelinePhase(phase),
+        item.numbers("onward"),
     )
 
 
@@ -201,6 +206,12 @@ class _Item:
 
     def number_or_none(self, key: str) -> float | None:
         return None if self._value.get(key) is None else self.number(key, 0.0)
+
+    def numbers(self, key: str) -> tuple[tuple[str, float], ...]:
+        """By name."""
+        found = self._typed(key, {}, (dict,), "an object")
+        named = _Item(found, self._inner(key), set(found))
+        return tuple((name, named.number(name, 0.0)) for name in found)
 
     def texts(self, key: str) -> tuple[str, ...]:
         found = self._typed(key, None, (list,), "a list")

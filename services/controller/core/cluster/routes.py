@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.common.numerics import form_one, pipeline_class
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.changes import switches
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
@@ -14,18 +15,52 @@ from services.controller.core.ledger.outcomes import ServingHead
 
 def routes_of(state: State, settings: ClusterSettings) -> tuple[Route, ...]:
     """Pipelines that take new requests."""
-    ready = (p for p in state.pipelines.values() if _is_open(state, p))
-    routes = (_route(state, pipeline, settings) for pipeline in ready)
+    roles = Roles(state, settings)
+    ready = (p for p in state.pipelines.values() if _is_open(state, p) and roles.begin(p))
+    routes = (_route(state, pipeline, settings, roles) for pipeline in ready)
     return tuple(route for route in routes if route is not None)
 
 
-def handing_over(state: State) -> tuple[str, ...]:
-    """Formations that serve what they have and take nothing new: their generations are being
-    sealed, or have their last time there, or their model is not deployed any more."""
-    pipelines = state.pipelines.values()
-    leaving = (p for p in pipelines if p.drains or (p.is_ready and not _takes_new(state, p)))
-    formations = (pipeline.formation for pipeline in leaving)
+def not_for_new(state: State, settings: ClusterSettings) -> tuple[str, ...]:
+    """Formations that serve what they have and take no new requests: their generations are being
+    sealed, or have their last time there, or their model is not deployed any more, or they take
+    what begins elsewhere."""
+    roles, pipelines = Roles(state, settings), state.pipelines.values()
+    serving = (
+        p
+        for p in pipelines
+        if p.drains
+        or (p.is_ready and not _takes_new(state, p))
+        or (_is_open(state, p) and not roles.begin(p))
+    )
+    formations = (pipeline.formation for pipeline in serving)
     return tuple(formation.formation_id for formation in formations if formation is not None)
+
+
+class Roles:
+    """Where generations begin and go on, as things are now: a pipeline that lacks the others of its
+    arithmetic does their part, too."""
+
+    def __init__(self, state: State, settings: ClusterSettings) -> None:
+        serving = [p for p in state.pipelines.values() if _is_open(state, p)]
+        goes_on = settings.strategy.migration  # else the next head would begin again
+        self._prefill = {_kind(p) for p in serving if p.phase is not PipelinePhase.DECODE}
+        self._decode = {
+            _kind(p) for p in serving if goes_on and p.phase is not PipelinePhase.PREFILL
+        }
+
+    def begin(self, pipeline: Pipeline) -> bool:
+        """Generations begin there."""
+        return pipeline.phase is not PipelinePhase.DECODE or _kind(pipeline) not in self._prefill
+
+    def hands_on(self, pipeline: Pipeline) -> bool:
+        """They go on elsewhere behind their first token."""
+        return pipeline.phase is PipelinePhase.PREFILL and _kind(pipeline) in self._decode
+
+
+def _kind(pipeline: Pipeline) -> tuple[ModelRef, str]:
+    numerics = pipeline.formation.numerics_class if pipeline.formation is not None else ""
+    return pipeline.model, numerics
 
 
 def _is_open(state: State, pipeline: Pipeline) -> bool:
@@ -40,8 +75,9 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
     """Every living formation's head; none is granted anything while a member is silent, or after a
     restart before all were heard from."""
     heads, switching = [], switches(state, settings, now_s)
+    roles = Roles(state, settings)
     for pipeline in state.pipelines.values():
-        formation, route = pipeline.formation, _route(state, pipeline, settings)
+        formation, route = pipeline.formation, _route(state, pipeline, settings, roles)
         if formation is not None and route is not None:
             heard = state.trusts(formation, now_s)
             takes_new = heard and _is_open(state, pipeline)
@@ -54,6 +90,8 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
                     pipeline.stalled,
                     pipeline.departing,
                     switching,
+                    pipeline.phase,
+                    dict(pipeline.onward),
                 )
             )
     return tuple(heads)
@@ -76,7 +114,9 @@ def _class_of(state: State, pipeline: Pipeline) -> str:
     return pipeline_class(min(classes), [seat.stage.spec for seat in pipeline.seats])
 
 
-def _route(state: State, pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
+def _route(
+    state: State, pipeline: Pipeline, settings: ClusterSettings, roles: Roles
+) -> Route | None:
     formation = pipeline.formation
     if formation is None or formation.forming:
         return None
@@ -92,4 +132,5 @@ def _route(state: State, pipeline: Pipeline, settings: ClusterSettings) -> Route
         pipeline.weight_tokens_per_s,
         pipeline.model,
         positions,
+        roles.hands_on(pipeline),
     )

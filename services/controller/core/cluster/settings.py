@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.pauses import LONGEST_S
 from services.controller.core.strategy import FULL, Strategy
@@ -24,6 +25,8 @@ class ClusterSettings:
     """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
     its way any more."""
     pipelines: int = 2
+    phases: tuple[PipelinePhase, ...] = ()
+    """Of those that placement plans, in their order."""
     planner: str = ""
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
@@ -66,6 +69,8 @@ class ClusterSettings:
     """A node that has served for so long came to something, whatever becomes of it."""
     load_attempts: int = 4
     """A node that fails to load a stage so often gives it up to another one, which has one."""
+    ahead_s: float = 0.0
+    """Blocks may go ahead of what is handed over for so long before it is sealed; 0: none do."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
     undeploy_grace_s: float = 60.0
@@ -82,8 +87,10 @@ class ClusterSettings:
     @property
     def basis(self) -> str:
         """What decides a plan, as JSON: a plan made for something else is of no use."""
+        phases = {"phases": self.phases} if self.phases else {}  # once there were none
         return json.dumps(
             {
+                **phases,
                 "model": asdict(self.first.model),
                 "layer_count": self.first.facts.layer_count,
                 "planner": self.planner,

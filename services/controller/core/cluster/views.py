@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from services.common.exchange import DeployedModel
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import NOTHING_KNOWN, MachineFacts
+from services.common.nodes import Member
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
 from services.controller.core.cluster.backends import KnownBackends
 from services.controller.core.cluster.difference import Difference, difference
@@ -80,6 +82,7 @@ class PipelineView:
     state: PipelineState
     formation_id: str
     stages: tuple[StageView, ...]
+    phase: PipelinePhase
 
 
 class View:
@@ -159,6 +162,7 @@ class View:
                     )
                     for seat in pipeline.seats
                 ),
+                pipeline.phase,
             )
             for pipeline in self._state.pipelines.values()
         )
@@ -225,6 +229,12 @@ class View:
         """What a formation serves; None for one that is not known."""
         pipeline = self._state.pipeline(formation_id)
         return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
+
+    def members(self, formation_id: str) -> tuple[Member, ...]:
+        """Of a formation that lives; none of one that is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        formation = pipeline.formation if pipeline is not None else None
+        return formation.members if formation is not None else ()
 
     def beside(self, formation_id: str) -> dict[str, int]:
         """Other formations of its model that take new generations: positions of KV cache that each

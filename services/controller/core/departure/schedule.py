@@ -16,7 +16,7 @@ still be replayed in time.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 from services.common.generation import PriorityClass
@@ -37,6 +37,9 @@ LESS_SURE = 0.8
 """What was left where it is stays so down to this part of it: choices do not flutter."""
 SLACK = 1.25
 """A push begins so much sooner than the link would do: blocks that come too late are computed."""
+PUSH_S = 0.1
+"""What a push costs beside its tail, while none was seen: to copy its last blocks out of one cache,
+over the link, and all of them into another."""
 _RANKS = {PriorityClass.PROTECTED: 0, PriorityClass.STANDARD: 1, PriorityClass.TOLERANT: 2}
 
 
@@ -85,6 +88,24 @@ def at_once(streams: Iterable[Stream], now_s: float, *, travels: bool) -> tuple[
         )
         for one in streams
     )
+
+
+def cheapest(streams: Iterable[Stream], rates: Rates, now_s: float) -> tuple[Move, ...]:
+    """All of them leave now, each as its reader waits least: with its blocks, of which no more than
+    a last round travels behind the seal, or by its ids. The next heads compute one after another,
+    the shortest first, so who is replayed waits for those that are shorter, too."""
+    moves, waits_s = list[Move](), 0.0
+    for one in sorted(streams, key=lambda stream: (stream.positions, stream.generation_id)):
+        push_s = replace(rates, push_s=rates.push_s or PUSH_S).push_gap_s(one.positions)
+        if waits_s + rates.replay_of_s(one.positions) <= push_s:
+            waits_s += one.positions / rates.replay_positions_per_s
+            choice, reason = Choice.REPLAY, Reason.SHORT
+            moves.append(Move(one.generation_id, choice, reason, now_s, now_s, 0, one.positions))
+        else:
+            tail = min(one.positions, TAIL_POSITIONS)
+            choice, reason = Choice.PUSH, Reason.CHEAPER
+            moves.append(Move(one.generation_id, choice, reason, now_s, now_s, None, tail))
+    return tuple(moves)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,10 @@ class JournalEntry:
         """The epoch's head has said something of it, or is owed the time to do so."""
         self.moved_by: MovedBy = ""
         """How the epoch's head came to its base, as far as it has said."""
+        self.handed_on = False
+        """The epoch's head handed it on, as its reader said."""
+        self.began_at = ""
+        """The pipeline that handed it on to the one that has it; empty where none did."""
         self.touched_s = now_s
 
     def give_to(
@@ -64,6 +68,7 @@ class JournalEntry:
         """The epoch belongs to this head from now on, with the ids there are as its base, or
         `from_the_start` with those of ended choices alone."""
         self.epoch = epoch
+        self.began_at = self.pipeline_id if self.handed_on else ""
         self.incarnation = record.incarnation
         self.formation_id = record.formation_id
         self.pipeline_id = record.pipeline_id
@@ -74,7 +79,7 @@ class JournalEntry:
             self.classes += (numerics,)
         self.base_lengths = self.ended_lengths if from_the_start else self.lengths
         self._computed_to = list(self.base_lengths)
-        self.sealed = False
+        self.sealed = self.handed_on = False
         self.begun, self.moved_by = bound, ""
 
     @property
@@ -111,6 +116,11 @@ class JournalEntry:
         """Ids of choices that have ended, by choice; of the others none."""
         choices = self.choices
         return tuple(0 if c.reason(len(c.run)) is None else len(c.run) for c in choices)
+
+    def has_begun(self, held: Sequence[TokenSpan]) -> bool:
+        """Something was sampled of it, counting what a reader holds beyond the journal."""
+        given = len(self.request.sampling.given_ids)
+        return any(length > given for length in (*self.lengths, *(span.end for span in held)))
 
     def told(self, spans: Sequence[TokenSpan]) -> None:
         """The epoch's head says these, before they are appended: counts what was held already."""

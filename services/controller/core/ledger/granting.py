@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from services.common.exchange import ResumeQuestion
 from services.common.generation import GenerationRequest
+from services.common.phases import PipelinePhase
 from services.controller.core.ledger.outcomes import Coming, ServingHead
 
 
@@ -53,20 +54,54 @@ class Patience:
         self._since.pop(generation_id, None)
 
 
+class HandedOn:
+    """How many generations run where they were handed on to, by the pipeline they began at."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def count(self, began_at: str, formation_id: str, more: int) -> None:
+        """So many more run there."""
+        counts = self._counts.setdefault(began_at, {})
+        counts[formation_id] = counts.get(formation_id, 0) + more
+        if not counts[formation_id]:
+            del counts[formation_id]
+            if not counts:
+                del self._counts[began_at]
+
+    def loads(self, began_at: str) -> Mapping[str, int]:
+        """By formation."""
+        return self._counts.get(began_at, {})
+
+
 def best_head(
     request: GenerationRequest,
     wanted: str,
     heads: Iterable[ServingHead],
     loads: Mapping[str, int],
+    weights: Mapping[str, float],
+    *,
+    goes_on: bool,
+    promised: str = "",
 ) -> ServingHead | None:
-    """The least loaded of the wanted arithmetic, or of any when there is none; one whose KV cache
-    it cannot outgrow. `loads`: generations that run, by formation."""
+    """The one of the `promised` formation, else the least loaded, of the wanted arithmetic and of
+    the phase that `goes_on` or begins, or of any when there is none; one whose KV cache it cannot
+    outgrow. `loads`: generations that run, by formation; `weights` of pipelines, where not their
+    throughputs count."""
+    other = PipelinePhase.PREFILL if goes_on else PipelinePhase.DECODE
+
+    def weight(head: ServingHead) -> float:
+        route = head.route
+        named = weights.get(route.pipeline_id, 0.0) if weights else route.throughput_tokens_per_s
+        return max(named, 1e-9)
+
     return min(
         (head for head in heads if head.takes_new and _suits(head, request)),
         key=lambda head: (
             bool(wanted) and head.numerics_class != wanted,
-            (loads.get(head.route.formation_id, 0) + 1)
-            / max(head.route.throughput_tokens_per_s, 1e-9),
+            head.phase is other,
+            head.route.formation_id != promised,
+            (loads.get(head.route.formation_id, 0) + 1) / weight(head),
         ),
         default=None,
     )

@@ -8,8 +8,9 @@ loses nothing that anybody was told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
+from types import MappingProxyType
 
 from services.common.errors import (
     AlreadyExists,
@@ -33,7 +34,13 @@ from services.controller.core.departure.move import Stream
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.background import Background
 from services.controller.core.ledger.entry import JournalEntry, outlived
-from services.controller.core.ledger.granting import Complaints, Patience, best_head, is_expected
+from services.controller.core.ledger.granting import (
+    Complaints,
+    HandedOn,
+    Patience,
+    best_head,
+    is_expected,
+)
 from services.controller.core.ledger.observed import Observed
 from services.controller.core.ledger.outcomes import (
     Coming,
@@ -57,6 +64,7 @@ from services.controller.core.ledger.records import (
 )
 from services.controller.core.ledger.streams import streams_of
 
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 STORED_AT_ONCE = 64
 """Each is written anew as a whole."""
 
@@ -72,8 +80,11 @@ class Ledger:
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._patience = Patience(settings.own_arithmetic_s)
         self._doubts = Patience(settings.doubt_s)
+        self._promised: dict[str, str] = {}
+        """To which formation each will rather be granted next: what it goes on from is there."""
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
+        self._handed_on = HandedOn()
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
@@ -110,6 +121,7 @@ class Ledger:
             self._background.remove(name)
             self._patience.over(name)
             self._doubts.over(name)
+            self._promised.pop(name, None)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
@@ -151,6 +163,8 @@ class Ledger:
         if entry is None:
             return
         names = self._running.setdefault(entry.formation_id, set())
+        if entry.began_at and runs is not (name in names):
+            self._handed_on.count(entry.began_at, entry.formation_id, 1 if runs else -1)
         if runs:
             names.add(name)
         else:
@@ -199,6 +213,7 @@ class Ledger:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
         entry.begun, entry.moved_by = True, checkpoint.moved_by
+        self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
@@ -266,6 +281,7 @@ class Ledger:
         entry.compare(question.held)
         entry.touched_s = now_s
         self._set_unread(entry, False, now_s)
+        entry.handed_on = question.handed_on
         if entry.finished:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
@@ -303,8 +319,10 @@ class Ledger:
         coming: Coming,
     ) -> Outcome[Grant] | None:
         """Elsewhere; who leaves a formation that served it to the end waits for what follows it, or
-        all would be moved to those that are left, and from these again."""
-        if not question.left_formation_id and any(head.switching for head in heads):
+        all would be moved to those that are left, and from these again. What was handed on waits
+        for nothing: others of the plan serve on."""
+        leaves = not question.left_formation_id and not entry.handed_on
+        if leaves and any(head.switching for head in heads):
             return None
         return self._grant_elsewhere(entry, question, heads, now_s, coming)
 
@@ -323,12 +341,20 @@ class Ledger:
         trusted = [
             head for head in heads if head is not left and head.route.formation_id not in suspects
         ]
+        loads: Mapping[str, int]
         loads = {formation_id: len(names) for formation_id, names in self._running.items()}
-        had = entry.classes[-1] if entry.classes else ""
-        head = best_head(entry.request, had, trusted, loads)
+        began_at = entry.pipeline_id if entry.handed_on else ""
+        weights = next((h.onward for h in heads if h.route.pipeline_id == began_at), _NOTHING)
+        if weights:
+            loads = self._handed_on.loads(began_at)
+        had, goes_on = entry.classes[-1] if entry.classes else "", entry.has_begun(question.held)
+        name = question.generation_id
+        promised = self._promised.get(name, "")
+        head = best_head(
+            entry.request, had, trusted, loads, weights, goes_on=goes_on, promised=promised
+        )
         if head is None:
             return None
-        name = question.generation_id
         other = bool(had) and had != head.numerics_class
         if (
             other
@@ -342,7 +368,8 @@ class Ledger:
         self, entry: JournalEntry, question: ResumeQuestion, head: ServingHead | None, now_s: float
     ) -> Outcome[Grant]:
         name, route = question.generation_id, head.route if head is not None else None
-        planned, before = entry.sealed and not question.left_formation_id, entry.pipeline_id
+        sealed, before = entry.sealed or question.handed_on, entry.pipeline_id
+        planned = sealed and not question.left_formation_id
         record = Granted(
             name,
             max(entry.epoch, question.last_epoch) + 1,
@@ -356,6 +383,7 @@ class Ledger:
         had = entry.classes[-1:]
         self._patience.over(name)
         self._doubts.over(name)
+        self._promised.pop(name, None)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -364,6 +392,8 @@ class Ledger:
             "planned": str(planned).lower(),
             "base": ",".join(map(str, entry.base_lengths)),
         }
+        if entry.began_at:
+            attributes["handed_on"] = "true"
         if had and entry.classes[-1:] != had:
             attributes["numerics"] = f"{had[0]} to {entry.classes[-1]}"
         event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
@@ -524,6 +554,22 @@ class Ledger:
         """Generations that run there."""
         names = self._running.get(formation_id, ())
         return streams_of({name: self._entries[name] for name in sorted(names)}, self.observed)
+
+    def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
+        """Where the generations that run in a formation will rather go on, once they have left it,
+        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        others = [head for head in heads if head.route.formation_id != formation_id]
+        loads = {name: len(names) for name, names in self._running.items()}
+        promised = {}
+        for name in sorted(self._running.get(formation_id, ())):
+            entry = self._entries[name]
+            had = entry.classes[-1] if entry.classes else ""
+            head = best_head(entry.request, had, others, loads, _NOTHING, goes_on=True)
+            if head is not None and head.numerics_class == had:
+                promised[name], there = head, head.route.formation_id
+                self._promised[name] = there
+                loads[there] = loads.get(there, 0) + 1
+        return promised
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import median
 
+from services.common.exchange import MovedBy
 from services.common.generation import (
     CancelReason,
     FinishReason,
@@ -46,6 +48,8 @@ class _Run:
     """That its head had to compute first; 0 once it has."""
     over: set[int] = field(default_factory=set)
     """Choices that have ended."""
+    moved_by: MovedBy = ""
+    """How its head comes to what it goes on from."""
     first: tuple[int, float] | None = None
     """Ids of its longest choice, and when, as they were first told."""
     last: tuple[int, float] | None = None
@@ -68,6 +72,17 @@ class Observed:
             lambda: deque(maxlen=STARTS_KEPT)
         )
         """Positions, and what they took."""
+        self._pushes: defaultdict[ModelRef, deque[tuple[float, float]]] = defaultdict(
+            lambda: deque(maxlen=STARTS_KEPT)
+        )
+        """The same of those whose blocks came, with the positions that were computed all the
+        same."""
+
+    def moved(self, generation_id: str, by: MovedBy) -> None:
+        """What it goes on from came to its head, or is computed there."""
+        run = self._runs.get(generation_id)
+        if run is not None:
+            run.moved_by = by
 
     def record(self, record: Record, now_s: float) -> None:
         """Something is to be journaled."""
@@ -88,7 +103,8 @@ class Observed:
     ) -> None:
         before = self._runs.get(name)
         run = _Run(record.request, record.formation_id, now_s)
-        run.ends = before.ends if before is not None else {}
+        if before is not None:
+            run.ends, run.over = before.ends, before.over
         for span in spans:
             run.ends[span.choice] = max(run.ends.get(span.choice, 0), span.end)
         known = before is not None or isinstance(record, HeadBound)
@@ -104,7 +120,8 @@ class Observed:
         run.ends[span.choice] = max(run.ends.get(span.choice, 0), span.end)
         if run.positions:
             computed = max(1, run.positions - span.cached_tokens)
-            self._starts[model].append((computed, now_s - run.granted_s))
+            seen = self._pushes if run.moved_by == "kv" else self._starts
+            seen[model].append((computed, now_s - run.granted_s))
             run.positions = 0
         longest = max(run.ends.values())
         run.first = run.first or (longest, now_s)
@@ -118,8 +135,9 @@ class Observed:
         run = self._runs.get(name)
         if record.choice is None:
             self._runs.pop(name, None)
-        elif run is not None and record.reason is CancelReason.STOP and record.length is not None:
-            self._lengths[run.request.model].ended(record.length, cut=False)
+        elif run is not None and record.choice not in run.over:
+            if record.reason is CancelReason.STOP and record.length is not None:
+                self._lengths[run.request.model].ended(record.length, cut=False)
             self._over(name, run, record.choice)
 
     def _over(self, name: str, run: _Run, choice: int) -> None:
@@ -145,9 +163,10 @@ class Observed:
     def rates(self, model: ModelRef, room_positions: float) -> Rates:
         """What it takes to go on with one: a line through what was seen, by least squares. Where
         nothing was it takes nothing, and moves begin as late as can be."""
-        starts = self._starts[model]
+        starts, pushes = self._starts[model], self._pushes[model]
         if not starts:
-            return Rates(room_positions=room_positions)
+            push_s = median(took_s for _, took_s in pushes) if pushes else 0.0
+            return Rates(push_s=push_s, room_positions=room_positions)
         mean = sum(positions for positions, _ in starts) / len(starts)
         took_s = sum(seconds for _, seconds in starts) / len(starts)
         variance = sum((positions - mean) ** 2 for positions, _ in starts)
@@ -157,5 +176,6 @@ class Observed:
         return Rates(
             replay_s=max(0.0, took_s - slope * mean),
             replay_positions_per_s=1 / slope,
+            push_s=median(max(0.0, took_s - n * slope) for n, took_s in pushes) if pushes else 0.0,
             room_positions=room_positions,
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
 from services.common.generation import ModelRef
+from services.common.phases import PipelinePhase
 from services.controller.core.ledger.records import Record
 from services.controller.core.strategy import FULL, Strategy
 
@@ -60,6 +61,9 @@ class ServingHead:
     """It takes nothing new: its generations end there, or leave it one by one."""
     switching: bool = False
     """What follows a formation that was drained is about to serve: who was moved waits for it."""
+    phase: PipelinePhase = PipelinePhase.BOTH
+    onward: Mapping[str, float] = field(default_factory=dict)
+    """Pipelines that what began here goes on at, and in which proportion, where the plan says."""
 
 
 Coming = Collection[tuple[ModelRef, str]]

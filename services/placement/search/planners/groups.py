@@ -7,7 +7,8 @@ from itertools import islice, product
 
 import numpy as np
 
-from services.placement.estimate.cluster import CandidateNode, PipelinePhase
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import CandidateNode
 from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
 from services.placement.search.field import SearchField, field

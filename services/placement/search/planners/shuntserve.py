@@ -32,9 +32,20 @@ from services.placement.search.problem import (
 )
 from services.placement.search.score import score, violation
 
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the search space is looked at."""
+
+    width: int
+    """States of one length that are grown."""
+    keep: int
+    """Candidates that are packed."""
+
+
 SMALL_NODES = 32
-SMALL = (200, 1000)  # beam width, candidates kept
-LARGE = (400, 2000)
+SMALL = Effort(200, 1000)
+LARGE = Effort(400, 2000)
 PRICE_ROUNDS = 2
 ROUNDS = 40
 DROPS = 20
@@ -49,9 +60,11 @@ class State:
     solved: np.ndarray  # bool [candidates]
 
 
-def plan(problem: Problem, budget: SearchBudget) -> Solution:
-    """The best plan found within the budget; when that is over, the plain planner's if it is
-    better, or if there is none, but only where nothing but throughput is asked for."""
+def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -> Solution:
+    """The best plan found within the budget; when that is over, or engines are known, the plain
+    planner's if it is better, or if there is none, but only where nothing but throughput is asked
+    for. Effort goes by the number of nodes where nothing is said."""
+    effort = effort or (SMALL if len(problem.nodes) <= SMALL_NODES else LARGE)
     degrees = [0]
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
@@ -60,7 +73,7 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     missed: FailedPrecondition | None = None
     for tp in degrees:
         try:
-            found += _plan_at(problem, tp, budget)
+            found += _plan_at(problem, tp, budget, effort)
         except FailedPrecondition as error:  # another degree may meet the targets
             missed = error
         except DeadlineExceeded:
@@ -68,9 +81,12 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     if found and problem.objective == Objective(allow_phase_split=True):
         with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
-    if budget.expired() and not registry.ignored("proportional", problem.objective):
+    # Candidates are ranked by fixed batches; what engines take speaks for short pipelines.
+    plain = budget.expired() or problem.costs.calibration.engine is not None
+    if plain and not registry.ignored("proportional", problem.objective):
         with suppress(FailedPrecondition, DeadlineExceeded):
-            found.append(replace(proportional.plan(problem, budget), complete=False))
+            other = proportional.plan(problem, budget)
+            found.append(replace(other, complete=other.complete and not budget.expired()))
     if not found and missed:
         raise missed
     if not found:
@@ -80,14 +96,14 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     return max(found, key=lambda solution: score(problem, solution.pipelines))
 
 
-def _plan_at(problem: Problem, tp: int, budget: SearchBudget) -> list[Solution]:
+def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) -> list[Solution]:
     """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
     the targets."""
     try:
         ground = field(problem, tp, budget=budget, by_price=_minds_price(problem.objective))
     except FailedPrecondition:
         return []
-    pool = _pool(ground, budget)
+    pool = _pool(ground, budget, effort)
     if not pool.members:
         return []
     state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
@@ -113,10 +129,10 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget) -> list[Solution]:
     return []
 
 
-def _pool(ground: SearchField, budget: SearchBudget) -> Pool:
+def _pool(ground: SearchField, budget: SearchBudget, effort: Effort) -> Pool:
     """Candidates; unless these are all, searched again at the prices a packing puts on nodes."""
     small = len(ground.problem.nodes) <= SMALL_NODES
-    width, keep = SMALL if small else LARGE
+    width, keep = effort.width, effort.keep
     pool = search(ground, _values(ground, budget), width, keep, budget)
     if pool.whole or ground.problem.objective.kind is not ObjectiveKind.THROUGHPUT:
         return pool

@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
 from services.placement.search.planners.groups import Groups, groups, kinds_of

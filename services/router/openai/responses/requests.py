@@ -113,9 +113,19 @@ def _as_of_chats(fields: dict[str, Any]) -> dict[str, Any]:
     """Tools and what is asked of them, with functions a level deeper."""
     tools = [_nested(tool, f"tools[{i}]") for i, tool in enumerate(fields.get("tools", []))]
     choice = fields.get("tool_choice", "auto")
-    if not isinstance(choice, str):
-        choice = _nested(choice, "tool_choice")
-    return {**fields, "tools": tools, "tool_choice": choice}
+    return {**fields, "tools": tools, "tool_choice": _choice_of_chats(choice)}
+
+
+def _choice_of_chats(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if value.get("type") != "allowed_tools":
+        return _nested(value, "tool_choice")
+    held = {name: entry for name, entry in value.items() if name != "type"}
+    if isinstance(held.get("tools"), list):
+        where = "tool_choice.allowed_tools.tools"
+        held["tools"] = [_nested(each, f"{where}[{i}]") for i, each in enumerate(held["tools"])]
+    return {"type": "allowed_tools", "allowed_tools": held}
 
 
 def _nested(value: Any, where: str) -> dict[str, Any]:

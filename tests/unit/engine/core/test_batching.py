@@ -6,9 +6,11 @@ from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.exchange import GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, ModelRef, Sampling
 from services.engine.backend import Sampled, StageFacts
+from services.engine.core.actions import SequenceKey, StartSequence
 from services.engine.core.batching import Batching, Due, Lead, lead_of
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.incoming import names_of
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds
@@ -159,3 +161,35 @@ def test_a_sequence_waits_once_from_its_call_to_its_place() -> None:
     batching.act(cancel, 4.0)
     assert batching.came_back(1, [Sampled(0, 0, 7)], 5.5).waited_s == (3.5,)
     assert batching.came_back(2, [Sampled(0, 0, 7)], 6.0).waited_s == ()
+
+
+def test_blocks_of_what_is_handed_on_are_nobodys_until_all_stages_have_kept_them() -> None:
+    batching = leading()
+    request = GenerationRequest("g", MODEL, tuple(range(40)), Sampling(20))
+    batching.generate(1, GenerateCall(request, 1, "f", hand_on=True), 0.0)
+    due = batching.came_back(1, [Sampled(0, 0, 7)], 0.1)
+    assert due.steps == ()
+    (leaving,) = due.keeps
+    lead = batching.lead
+    assert lead is not None
+    names = names_of(StartSequence(SequenceKey("g", 1, 0), request, (7,)))
+    assert [name for name, _ in leaving.blocks] == names
+    blocks = lead.scheduler.blocks
+    assert (len(names), blocks.used_count) == (2, 2)
+    batching.left(leaving, 0.2)
+    assert blocks.used_count == 2, "a stage that did not answer may be at it yet"
+    leaving.told = True
+    batching.left(leaving, 0.3)
+    assert (blocks.used_count, blocks.cached_count) == (0, 2)
+
+
+def test_what_a_formation_was_to_keep_is_nothing_to_the_next_one() -> None:
+    batching = leading()
+    request = GenerationRequest("g", MODEL, tuple(range(40)), Sampling(20))
+    batching.generate(1, GenerateCall(request, 1, "f", hand_on=True), 0.0)
+    (leaving,) = batching.came_back(1, [Sampled(0, 0, 7)], 0.1).keeps
+    scheduler = Scheduler(SchedulerSettings(), 64, 2)
+    batching.form(Lead("f2", scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0)), "exact", 0.2)
+    leaving.told = True
+    assert batching.left(leaving, 0.3) == Due()
+    assert scheduler.used_blocks == 0

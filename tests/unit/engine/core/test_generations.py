@@ -37,6 +37,7 @@ from services.common.generation import (
 from services.engine.core.actions import (
     Action,
     DropSequence,
+    KeepBlocks,
     NewToken,
     SequenceKey,
     SetUnread,
@@ -568,3 +569,52 @@ def test_a_choice_that_is_stuck_ends_behind_its_ids_and_the_journal_is_told(
     told = [frame for frame in frames(head, 1) if isinstance(frame, Tokens)]
     assert told[-1].spans[-1].finish_reason is FinishReason.GRAMMAR
     assert head.stepped(4, [NewToken(KEY, 2, 9)], 0.0) == []
+
+
+def test_what_is_to_be_handed_on_is_sealed_behind_its_first_token(head: Generations) -> None:
+    head.generate(1, call(hand_on=True), 0.0)
+    frames(head, 1)
+    answer(head)
+    assert StopSequence(KEY) in step(head, 7)
+    (kept,) = kinds(head.sequence_stopped(KEY, 0.0), KeepBlocks)
+    request = replace(REQUEST, numerics_class="exact")
+    assert kept == KeepBlocks((StartSequence(KEY, request, (7,)),))
+    assert frames(head, 1)[-1] == Closed(CloseReason.HANDED_ON, (1,))
+    (checkpoint,) = head.take_checkpoints(2, 0.0)
+    assert checkpoint.sealed
+    assert checkpoint.spans == (TokenSpan(0, 0, (7,)),)
+    head.generate(2, call(2, request=replace(REQUEST, generation_id="h"), hand_on=True), 0.0)
+
+
+def test_every_choice_has_its_first_token_by_then_or_has_ended(head: Generations) -> None:
+    head.generate(1, call(request=replace(REQUEST, choices=3), hand_on=True), 0.0)
+    assert not kinds(step(head, 7, 8), StopSequence)
+    assert not kinds(step(head, 2, key=SequenceKey("g", 1, 1))[1:], StopSequence)
+    stopped = kinds(step(head, 9, key=SequenceKey("g", 1, 2)), StopSequence)
+    assert set(stopped) >= {StopSequence(KEY), StopSequence(SequenceKey("g", 1, 2))}
+
+
+def test_what_ends_with_its_first_token_is_handed_on_to_nobody(head: Generations) -> None:
+    head.generate(1, call(hand_on=True), 0.0)
+    step(head, 2)
+    assert not kinds(head.sequence_stopped(KEY, 0.0), KeepBlocks)
+    assert frames(head, 1)[-1] == Closed(CloseReason.FINISHED, (1,))
+
+
+def test_what_was_begun_elsewhere_is_not_handed_on_again(head: Generations) -> None:
+    head.generate(1, call(2, held=(7,), hand_on=True), 0.0)
+    assert not kinds(step(head, 8, 9, start=1), StopSequence)
+
+
+def test_given_ids_are_no_first_token(head: Generations) -> None:
+    request = replace(REQUEST, sampling=replace(REQUEST.sampling, given_ids=(7, 8)))
+    head.generate(1, call(request=request, hand_on=True), 0.0)
+    assert not kinds(step(head, 7, 8), StopSequence)
+    assert kinds(step(head, 9, start=2), StopSequence)
+
+
+def test_what_is_parked_before_its_first_token_is_not_handed_on(head: Generations) -> None:
+    head.generate(1, call(hand_on=True), 0.0)
+    head.detach(1, 0.0)
+    head.tick(100.0)
+    assert not kinds(head.sequence_stopped(KEY, 100.0), KeepBlocks)

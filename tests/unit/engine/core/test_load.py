@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import log
 
 import pytest
 
 from services.common.exchange import TenantLoad
 from services.common.generation import PriorityClass
-from services.engine.core.load import MOST_TENANTS, OTHERS, LoadGauge
+from services.engine.core.load import MOST_TENANTS, OTHERS, LoadGauge, ends
 from services.engine.core.scheduler import SchedulerSettings
 from tests.driven_scheduler import Driver, key, request
 
@@ -52,7 +53,7 @@ def test_times_and_lengths_follow_what_steps_and_answers_took() -> None:
     assert load.row_s == pytest.approx(0.001, rel=0.1)
     assert 0.002 < load.lag_s <= 0.004 + 1e-9
     for tokens in (10, 20, 30):
-        gauge.answered(tokens)
+        gauge.answered(tokens, at_limit=True)
     assert 10 < gauge.read(driver.scheduler).answer_tokens < 20
 
 
@@ -62,6 +63,36 @@ def test_until_an_answer_has_ended_those_that_run_are_taken_at_their_word() -> N
     driver.start("b", 10, 50)
     driver.depart()
     assert LoadGauge().read(driver.scheduler).answer_tokens == 40
+
+
+def test_answers_that_end_at_their_limit_end_when_that_is_there() -> None:
+    assert ends([], 0.0) == ()
+    assert ends([30, 10, 20, 40], 0.0) == (10, 10, 10, 20, 20, 30, 30, 40, 40)
+    assert ends([64] * 64, 0.0) == (64,) * 9
+    assert ends([0, 7], 0.0)[:2] == (0, 0), "one is at its end"
+
+
+def test_answers_that_may_end_at_any_token_end_one_after_another() -> None:
+    first, *eighths = ends([100_000] * 64, 1 / 50)
+    assert first <= 1
+    assert eighths[3] == pytest.approx(50 * log(2), rel=0.1), "half of them, as of all that decays"
+    assert eighths == sorted(eighths)
+    assert ends([100_000] * 64, 1.0) == (1,) * 9
+    assert ends([10] * 64, 1 / 50)[-1] == 10, "but none goes on behind its limit"
+
+
+def test_the_gauge_tells_when_those_that_run_end() -> None:
+    driver, gauge = Driver(SchedulerSettings(64, 8, 8, 1000), 64, 1), LoadGauge()
+    assert gauge.read(driver.scheduler).ends == ()
+    for index in range(4):
+        driver.start(str(index), 5, 10 * (index + 1))
+    for _ in range(3):
+        driver.depart()
+        driver.arrive()
+    assert gauge.read(driver.scheduler).ends == (7, 7, 7, 17, 17, 27, 27, 37, 37)
+    for _ in range(50):
+        gauge.answered(4, at_limit=False)
+    assert gauge.read(driver.scheduler).ends[-1] < 37
 
 
 def test_what_others_have_computed_of_waiting_prompts_is_taken_off() -> None:

@@ -45,13 +45,29 @@ def test_what_does_not_fit_is_not_kept_and_room_comes_with_time() -> None:
     ]
     assert shelf.put(LAYOUT, b"a", layers, data(layers), 2.0)  # it is there, and takes no more room
     assert (shelf.used_bytes, shelf.room(4, 2.0)) == (8, 0)
-    assert shelf.keeps_for_s(2.0) == 4.0
+    assert shelf.keeps_for_s(2.0) == 5.0
     assert list(shelf.find(LAYOUT.name, b"c", layers, 2.0)) == []
     assert shelf.put(LAYOUT, b"c", layers, data(layers), 6.0)
-    assert (shelf.used_bytes, shelf.keeps_for_s(6.0)) == (4, 5.0)
-    assert list(shelf.find(LAYOUT.name, b"a", layers, 6.0)) == []
+    assert (shelf.used_bytes, shelf.keeps_for_s(6.0)) == (8, 5.0)
+    assert list(shelf.find(LAYOUT.name, b"b", layers, 6.0)) == []
+    assert list(shelf.find(LAYOUT.name, b"a", layers, 6.9)) != []
+    assert list(shelf.find(LAYOUT.name, b"a", layers, 7.0)) == []
+    assert shelf.used_bytes == 4
     assert list(shelf.find(LAYOUT.name, b"c", layers, 11.0)) == []
     assert (shelf.used_bytes, shelf.keeps_for_s(11.0)) == (0, 0.0)
+
+
+def test_what_is_kept_anew_is_kept_for_longer_whatever_came_between() -> None:
+    shelf, layers = Shelf(100, 5.0), range(2)
+    for name in (b"a", b"b", b"c"):
+        shelf.put(LAYOUT, name, layers, data(layers), 0.0)
+    assert shelf.renew(LAYOUT.name, b"b", layers, 3.0)
+    assert not shelf.renew(LAYOUT.name, b"b", range(1), 3.0)
+    assert not shelf.renew(LAYOUT.name, b"d", layers, 3.0)
+    found = [name for name in (b"a", b"b", b"c") if shelf.renew(LAYOUT.name, name, layers, 5.0)]
+    assert (found, shelf.used_bytes, shelf.keeps_for_s(5.0)) == ([b"b"], 4, 5.0)
+    assert not shelf.renew(LAYOUT.name, b"b", layers, 10.0)
+    assert (shelf.used_bytes, shelf.keeps_for_s(10.0)) == (0, 0.0)
 
 
 def test_another_layout_finds_nothing() -> None:

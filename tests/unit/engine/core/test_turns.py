@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.common.fair_queue import ROUND
 from services.common.generation import PriorityClass
+from services.engine.core import turns
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.core.turns import WELL_AHEAD
 from tests.driven_scheduler import Driver, expected, key
@@ -85,6 +86,76 @@ def test_a_tenant_that_floods_does_not_keep_another_waiting() -> None:
     driver.finish()
     assert driver.outputs["quiet"] == expected(20, 4)
     assert all(driver.outputs[f"flood-{index}"] == expected(20, 60) for index in range(40))
+
+
+def flooded(hurried_rows: int) -> Driver:
+    """A flood that reads prompts as places become free, beside decodes in two steps in flight."""
+    settings = SchedulerSettings(64, 8, 4, 16, hurried_rows=hurried_rows, share_prefixes=False)
+    driver = Driver(settings, 1024, 2)
+    for index in range(80):
+        driver.start(f"flood-{index}", 100, 10 + index % 7, tenant="flood")
+    for _ in range(40):
+        while driver.depart():
+            pass
+        driver.arrive()
+    return driver
+
+
+def rows(driver: Driver, since: int) -> list[int]:
+    return [step.batch.rows for step in driver.steps[since:]]
+
+
+def test_steps_are_short_where_another_tenant_that_has_had_less_may_ask_again() -> None:
+    driver = flooded(hurried_rows=16)
+    assert max(rows(driver, 0)) == 64, "nobody else has asked"
+    driver.start("quiet-1", 20, 2, tenant="quiet")
+    before = len(driver.steps)
+    while not driver.outputs["quiet-1"]:
+        while driver.depart():
+            pass
+        driver.arrive()
+    own = [s.batch.rows for s in driver.steps[before:] if key("quiet-1") in s.keys]
+    assert own[0] == 20, "its own prompt is read at once"
+    before = len(driver.steps)
+    for _ in range(20):
+        while driver.depart():
+            pass
+        driver.arrive()
+    assert 16 < max(rows(driver, before)) <= 8 + 16, "decodes, and a few rows of prompts"
+
+
+@pytest.mark.parametrize(("tenant", "beside"), [("flood", False), ("quiet", True)])
+def test_who_is_awaited_by_others_that_pause_does_not_wait_for_a_step_in_flight(
+    tenant: str, beside: bool
+) -> None:
+    driver = Driver(SchedulerSettings(64, 8, 8, 1000), 256, 2)
+    for index in range(4):
+        driver.start(f"flood-{index}", 4, 40, tenant="flood")
+    for _ in range(4):
+        driver.depart()
+        driver.arrive()
+    driver.depart()
+    driver.start("new", 10, 2, tenant=tenant)
+    step = driver.depart()
+    assert (step is not None and step.keys == (key("new"),)) is beside
+
+
+def test_a_tenant_that_has_not_asked_for_long_keeps_no_steps_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "LATELY_STEPS", 150)
+    settings = SchedulerSettings(64, 8, 4, 16, hurried_rows=16, share_prefixes=False)
+    driver = Driver(settings, 1024, 1)
+    driver.start("quiet", 20, 2, tenant="quiet")
+    for index in range(80):
+        driver.start(f"flood-{index}", 60, 2, tenant="flood")
+    driver.finish()
+    lengths = rows(driver, 0)
+    assert 150 < len(lengths) < 500
+    assert max(lengths[100:150]) <= 16 + 8, "the flood is well ahead"
+    driver.start("flood", 60, 2, tenant="flood")
+    driver.finish()
+    assert max(rows(driver, len(lengths))) == 60
 
 
 def test_a_tenant_alone_takes_no_place_from_itself_whatever_it_asks() -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.phases import PipelinePhase
 from services.placement.command.clusterfile import parse_pipeline
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage
+from services.placement.estimate.cluster import PlacedPipeline, PlacedStage
 from services.placement.estimate.estimator import Bottleneck, estimate_pipeline, estimate_plan
 from services.placement.estimate.explain import explain_pipeline
 from services.placement.estimate.model import load_model

@@ -9,7 +9,8 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage, Workload
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import PlacedPipeline, PlacedStage, Workload
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import ModelShape
 from services.placement.search.field import field

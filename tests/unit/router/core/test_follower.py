@@ -200,6 +200,46 @@ def test_a_silent_head_was_not_heard_since_its_last_frame(follower: Follower) ->
     assert asked.question.unheard_s == pytest.approx(12.0)
 
 
+def test_a_head_that_others_hear_is_not_left_for_a_stream_that_brings_nothing(
+    follower: Follower,
+) -> None:
+    opened = 0
+    for quarter in range(1, 4 * 60):
+        now_s = quarter / 4
+        actions = kind(follower.tick(now_s, serves=True, silent_s=1.0))
+        assert actions in ([], ["CloseStream", "OpenStream"]), "it asks for no other head"
+        opened += bool(actions)
+    assert opened == 9, "but tries again and again"
+    asked = next(
+        actions[-1]
+        for quarter in range(4 * 60, 4 * 80)
+        if (actions := follower.tick(quarter / 4, serves=True, silent_s=0.0))
+        and kind(actions) == ["CloseStream", "AskResume"]
+    )
+    assert isinstance(asked, AskResume)
+    assert asked.question.reason is LeaveReason.UNREACHABLE
+    assert asked.question.unheard_s > 60, "its own trouble counts in the end"
+
+
+def test_a_stream_that_breaks_twice_says_when_others_heard_from_its_head(
+    follower: Follower,
+) -> None:
+    lost = Unavailable("refused")
+    follower.broken(1, lost, 3.0)
+    follower.tick(9.0, serves=True, silent_s=0.5)
+    _, asked = follower.broken(2, lost, 9.0)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 0.5
+
+
+def test_a_head_that_nobody_hears_any_more_is_left_as_before(follower: Follower) -> None:
+    for quarter in range(1, 48):
+        follower.tick(quarter / 4, serves=True, silent_s=quarter / 4 - 2)
+    _, asked = follower.tick(12.0, serves=True, silent_s=10.0)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 12.0
+
+
 def test_who_pauses_lets_its_head_know_and_goes_on_where_it_was(follower: Follower) -> None:
     closed, told = follower.pause()
     assert closed == CloseStream(1)
@@ -457,3 +497,22 @@ def test_a_choice_that_got_stuck_is_an_error_behind_what_was_said(follower: Foll
     error = error_of(actions)
     assert isinstance(error, InvalidArgument)
     assert error.field == "grammar"
+
+
+def test_a_route_that_hands_on_is_told_so_and_the_controller_that_it_did() -> None:
+    follower = Follower(REQUEST, FollowerSettings(), "me")
+    (opened,) = follower.begin(replace(A, hands_on=True), 0.0)
+    assert isinstance(opened, OpenStream)
+    assert opened.call.hand_on
+    follower.frame(1, Accepted("f-a", "i-a", "exact", (0,)), 0.0)
+    follower.frame(1, tokens(7), 0.1)
+    asked = follower.frame(1, Closed(CloseReason.HANDED_ON, (1,)), 0.1)[-1]
+    assert isinstance(asked, AskResume)
+    question = asked.question
+    assert (question.handed_on, question.reason, question.left_formation_id) == (True, None, "")
+    follower.granted(1, Grant(2, B, base(7)), 0.2)
+    follower.frame(2, Accepted("f-b", "i-b", "exact", (1,)), 0.3)
+    follower.frame(2, tokens(8, start=1), 0.3)
+    asked = follower.frame(2, Closed(CloseReason.MOVED, (2,)), 0.4)[-1]
+    assert isinstance(asked, AskResume)
+    assert not asked.question.handed_on

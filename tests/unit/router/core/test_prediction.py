@@ -143,7 +143,7 @@ def measured(seed: int, count: int) -> list[float]:
         driver.arrive()
         gauge.came_back(step.number, took_s, now_s)
         for name in driver.stopped - before:
-            gauge.answered(len(driver.outputs[name]))
+            gauge.answered(len(driver.outputs[name]), at_limit=True)
         for name in [n for n in asked if driver.outputs[n]]:
             asked_s, said_s = asked.pop(name)
             if number > 20 and said_s > 0:
@@ -162,6 +162,45 @@ def test_what_a_scheduler_takes_is_about_what_was_predicted(
     print(f"median {exp(median(errors)):.2f}, p90 {exp(errors[len(errors) * 9 // 10]):.2f}")
     assert median(errors) <= log(half)
     assert errors[len(errors) * 9 // 10] <= log(most)
+
+
+def test_who_comes_behind_a_burst_waits_until_the_burst_ends() -> None:
+    """They began together and end together: no place becomes free before that."""
+    driver, gauge, now_s = Driver(SchedulerSettings(64, 8, 8, 1000), 400, 1), LoadGauge(), 0.0
+
+    def step() -> None:
+        nonlocal now_s
+        made = driver.depart()
+        assert made is not None
+        gauge.departed(made, now_s)
+        took_s = STEP_S + ROW_S * made.batch.rows
+        now_s += took_s
+        driver.arrive()
+        gauge.came_back(made.number, took_s, now_s)
+
+    for index in range(8):
+        driver.start(f"burst{index}", 20 + index, 60)
+    for _ in range(15):
+        step()
+    said = predict(gauge.read(driver.scheduler), Comer.of(request("late", 30, 60)))
+    asked_s = now_s
+    driver.start("late", 30, 60)
+    while not driver.outputs["late"]:
+        step()
+    assert said.first_token_s == pytest.approx(now_s - asked_s, rel=0.15)
+
+
+def test_behind_a_full_batch_the_next_one_ends_in_the_same_order() -> None:
+    ends = (5, 10, 20, 30, 40, 50, 60, 70, 80)
+    full = replace(busy(held("", 8)), ends=ends, answer_tokens=80.0)
+    decode_s = STEP_S + 8 * ROW_S
+    first_s = [
+        predict(replace(full, tenants=(held("", 8, queued=before),)), comer(rows=0)).first_token_s
+        for before in range(17)
+    ]
+    waits = [round((at_s - first_s[0]) / decode_s) for at_s in first_s]
+    assert waits[:9] == [0, 15, 25, 35, 45, 55, 65, 75, 80]
+    assert waits[9:] == [wait + 80 for wait in waits[1:9]]
 
 
 def test_what_was_sent_since_a_head_told_its_load_counts() -> None:

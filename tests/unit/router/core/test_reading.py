@@ -25,6 +25,7 @@ from services.router.core.actions import Action, AskResume, Deliver, End, OpenSt
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
+from services.router.core.hearing import Hearing
 from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
 
@@ -46,7 +47,7 @@ def made(request: GenerationRequest, after: Position | None = None) -> tuple[Rea
     balancer.update((A, B))
     follower = Follower(request, FollowerSettings())
     transcript = Transcript(request, follower.runs, Vocabulary(LETTERS, LETTERS), after)
-    return Reading(follower, transcript, balancer, max_unread_bytes=1000), balancer
+    return Reading(follower, transcript, balancer, Hearing(0.5), max_unread_bytes=1000), balancer
 
 
 def back_at(event_id: str, state: GenerationState, text: str = "") -> Reading:

@@ -20,6 +20,11 @@ MADE = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 ANSWER = {"role": "tool", "tool_call_id": "c1", "content": "fine"}
 
 
+def allowed(*functions: Any, mode: Any = "auto", **more: Any) -> dict[str, Any]:
+    tools = [{"type": "function", "function": function} for function in functions]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}, **more}
+
+
 def ask(*messages: dict[str, Any], **fields: Any) -> Ask:
     made = parse_chat({"model": "tiny", "messages": list(messages or [USER]), **fields}).ask
     made.check(max_choices=1)
@@ -45,6 +50,18 @@ def ask(*messages: dict[str, Any], **fields: Any) -> Ask:
                 "tool_choice": {"type": "function", "function": {"name": "add"}},
             },
             ToolUse(TOOLS, ToolChoice.REQUIRED, "add"),
+        ),
+        (
+            {"tools": [LOOK, ADD], "tool_choice": allowed({"name": "add"})},
+            ToolUse(TOOLS, allowed=("add",)),
+        ),
+        (
+            {
+                "tools": [LOOK, ADD],
+                "tool_choice": allowed(ADD["function"], {"name": "look"}, mode="required"),
+                "parallel_tool_calls": False,
+            },
+            ToolUse(TOOLS, ToolChoice.REQUIRED, "", ("add", "look"), parallel=False),
         ),
     ],
 )
@@ -107,7 +124,38 @@ WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
         {"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "add"}}},
         "tool_choice.function.name",
     ),
-    ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+    ({"tools": [LOOK], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+    ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+    ({"tools": [LOOK], "tool_choice": allowed()}, "tool_choice.allowed_tools.tools"),
+    (
+        {"tools": [LOOK], "tool_choice": allowed(*[LOOK["function"]] * 129)},
+        "tool_choice.allowed_tools.tools",
+    ),
+    (
+        {"tools": [LOOK], "tool_choice": allowed(LOOK["function"], mode="none")},
+        "tool_choice.allowed_tools.mode",
+    ),
+    (
+        {"tools": [LOOK], "tool_choice": allowed(LOOK["function"], mode=None)},
+        "tool_choice.allowed_tools.mode",
+    ),
+    (
+        {"tools": [LOOK], "tool_choice": allowed(LOOK["function"], {"name": "add"})},
+        "tool_choice.allowed_tools.tools",
+    ),
+    ({"tool_choice": allowed({"name": "add"})}, "tool_choice"),
+    (
+        {"tools": [LOOK], "tool_choice": allowed({"names": "look"})},
+        "tool_choice.allowed_tools.tools[0].function.names",
+    ),
+    (
+        {"tools": [LOOK], "tool_choice": allowed({})},
+        "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+    (
+        {"tools": [LOOK], "tool_choice": allowed(LOOK["function"], function={"name": "look"})},
+        "tool_choice.function",
+    ),
     ({"tools": [LOOK], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"tools": [LOOK], "min_tokens": 3}, "min_tokens"),
     ({"tools": [LOOK], "ignore_eos": True}, "ignore_eos"),

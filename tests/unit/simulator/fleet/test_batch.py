@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet.batch import Batch, Generation
-from simulator.fleet.profile import EngineProfile
 
 
 class Times:
@@ -42,6 +42,19 @@ def test_a_generation_has_its_first_token_when_its_prompt_is_read() -> None:
     assert ended == [one]
     assert one.first_s == 3.0  # chunks of 10, 10 and 5
     assert (one.last_s, now_s) == (6.0, 6.0)
+
+
+def test_who_left_while_its_prompt_was_read_has_none_of_it_read() -> None:
+    batch, elsewhere = Batch(Times(1000)), Batch(Times(1000, token_budget=10))
+    one = Generation(0, 0.0, prompt=25, output=4)
+    batch.add(one)
+    assert batch.begin() == 1.0
+    assert batch.leave() == [one]
+    elsewhere.add(one)
+    elsewhere.begin()
+    assert batch.end(1.0) == []
+    elsewhere.end(1.0)
+    assert (one.read, one.held, batch.sampled) == (10, 0, 0)
 
 
 def test_what_does_not_fit_waits_in_order() -> None:

@@ -49,8 +49,12 @@ def test_what_is_interrupted_leaves_no_half_report(
     assert (tmp_path / "report" / "index.html").read_text() == first
 
 
-def test_a_folder_that_is_no_report_is_left_alone(outcome: Outcome, tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("keep")
+@pytest.mark.parametrize("beside", [(), ("index.html",), ("index.html", "runs.json")])
+def test_a_folder_that_is_no_report_is_left_alone(
+    outcome: Outcome, tmp_path: Path, beside: tuple[str, ...]
+) -> None:
+    for name in ("precious.txt", *beside):
+        (tmp_path / name).write_text("keep")
     with pytest.raises(AlreadyExists):
         write_report(tmp_path, [outcome])
     assert (tmp_path / "precious.txt").read_text() == "keep"

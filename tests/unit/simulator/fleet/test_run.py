@@ -9,7 +9,7 @@ import pytest
 from services.controller.core.strategy import STRATEGIES
 from simulator.fleet.meter import NotConserved
 from simulator.fleet.result import Outcome
-from simulator.fleet.run import FleetRun
+from simulator.fleet.run import Controlled, FleetRun
 from simulator.fleet.scenario import read_scenario
 
 Write = Callable[..., Path]
@@ -138,7 +138,8 @@ def test_the_first_plan_is_the_scenarios_where_it_says_one(write: Write) -> None
     stages = [{"offer": "spot", "layers": 12, "tp": 1}, {"offer": "spot", "layers": 20, "tp": 1}]
     path = write(first_plan=[stages], horizon_s=20, nodes={"spot": 2})
     run = FleetRun(read_scenario(path), "full", 0)
-    cluster = run._controller.cluster
+    assert isinstance(run._service, Controlled)
+    cluster = run._service.cluster
     assert run._clock.run(600.0, lambda: cluster.plan is not None)
     plan = cluster.plan
     assert plan is not None

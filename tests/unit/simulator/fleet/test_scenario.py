@@ -21,6 +21,16 @@ def test_a_scenario_names_its_nodes_by_the_market(write: Write) -> None:
     assert len(scenario.requests(1)) == 100
 
 
+def test_no_request_is_drawn_behind_the_horizon(write: Write) -> None:
+    generator = {**SCENARIO["workload"]["generator"], "requests": 10_000}
+    requests = read_scenario(write(workload={"generator": generator})).requests(1)
+    assert 150 < len(requests) < 250
+    assert requests[-1].arrival_s <= SCENARIO["horizon_s"]
+    under_way = read_scenario(write(workload={"generator": generator, "concurrency": 5}))
+    assert len(under_way.requests(1)) == 10_000
+    assert under_way.requests(1)[: len(requests)] == requests
+
+
 def test_a_cluster_file_is_a_market_where_nothing_happens(write: Write, tmp_path: Path) -> None:
     cluster = "instances:\n  - {type: g6e.xlarge, count: 2, price_per_hour: 0.7}\n"
     (tmp_path / "cluster.yaml").write_text(cluster)
@@ -105,6 +115,70 @@ def test_a_mistake_of_the_market_is_told_with_its_line_and_field(
     )
 
 
+@pytest.mark.parametrize(
+    ("rows", "field"),
+    [
+        (["{type: g6e.xlarge, count: 1}", "{type: g99.huge}"], "instances.1.type"),
+        (["{type: g6e.xlarge, price_per_hour: -1}"], "instances.0.price_per_hour"),
+        (["{type: g6e.xlarge, count: 4096}"] * 2, "instances.1.count"),
+        (["{gpu: h999}"], "instances.0.type"),
+    ],
+)
+def test_a_mistake_of_the_cluster_is_told_with_its_line_and_field(
+    write: Write, tmp_path: Path, rows: list[str], field: str
+) -> None:
+    cluster = "instances:\n" + "".join(f"  - {row}\n" for row in rows)
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    path = write()
+    path.write_text(path.read_text().replace("market: market.yaml", "cluster: cluster.yaml"))
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(path)
+    line = int(field.split(".")[1]) + 2
+    assert told.value.message.startswith(f"cluster.yaml:{line}: {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ({"at_s": -1, "offer": "spot", "take": 1}, "events.0.at_s"),
+        ({"at_s": 1, "offer": "moon", "take": 1}, "events.0.offer"),
+        ({"at_s": 1, "offer": "spot", "price_per_hour": -1}, "events.0.price_per_hour"),
+    ],
+)
+def test_a_mistake_of_an_event_is_told_with_its_line_and_field(
+    write: Write, tmp_path: Path, event: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(write({**MARKET, "events": [event]}))
+    line = line_of(tmp_path / "market.yaml", field)
+    assert told.value.message.startswith(f"market.yaml:{line}: {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("trace", "place"),
+    [
+        ("arrival_s,input,output\n5,1,1\n4,1,1\n", "trace.csv:3: arrival_s: "),
+        ("arrival_s,input,output\n", "trace.csv:2: arrival_s: "),
+    ],
+)
+def test_a_mistake_of_the_trace_is_told_with_its_line_and_field(
+    write: Write, tmp_path: Path, trace: str, place: str
+) -> None:
+    (tmp_path / "trace.csv").write_text(trace)
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(write(workload={"trace": "trace.csv"}))
+    assert told.value.message.startswith(place)
+
+
+@pytest.mark.parametrize("supplies", [("market", "cluster"), ()])
+def test_a_scenario_has_one_supply(write: Write, supplies: tuple[str, ...]) -> None:
+    path = write()
+    text = path.read_text().replace("market: market.yaml\n", "")
+    path.write_text("".join(f"{name}: market.yaml\n" for name in supplies) + text)
+    with pytest.raises(InvalidArgument, match=r"scenario.yaml:1: market: .*cluster or a market"):
+        read_scenario(path)
+
+
 def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_scenario(tmp_path / "none.yaml")
@@ -115,6 +189,7 @@ def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     [
         ([{"offer": "firm", "layers": 31, "tp": 1}], "first_plan.0"),
         ([{"offer": "firm", "layers": 16, "tp": 1}] * 2, "first_plan.0.1.offer"),
+        ([{"offer": "firm", "layers": 32, "tp": 2}], "first_plan.0.0.tp"),
     ],
 )
 def test_a_first_plan_that_cannot_be_is_told(

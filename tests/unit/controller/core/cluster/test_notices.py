@@ -5,6 +5,7 @@ from services.common.generation import LayerRange
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
     Action,
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -294,3 +295,73 @@ def test_a_notice_that_lapses_leaves_advice_as_it_was() -> None:
 def test_nobody_goes_on_advice_where_nothing_loads_meanwhile() -> None:
     cluster = ready(replace(PATIENT, strategy=STRATEGIES["none"]))
     assert advised(cluster, 1.0) == []
+
+
+AHEAD = replace(PATIENT, ahead_s=4.0)
+
+
+def busy(cluster: Prompt, now_s: float) -> None:
+    """Its head has something that runs."""
+    beat(cluster, "node-1", "f1", now_s, has_work=True)
+
+
+def test_blocks_go_ahead_before_what_is_replaced_is_drained() -> None:
+    cluster = ready(AHEAD)
+    cluster.interrupt("node-2", 60.0, False, 1.0)
+    busy(cluster, 2.9)
+    actions = replaced(cluster, 3.0)
+    ahead = one_of(actions, CopyAhead)
+    assert all_of(actions, DrainFormation) == []
+    assert (ahead.formation_id, ahead.limit_s) == ("f1", 4.0)
+    assert [member.node_id for member in ahead.members] == ["node-1", "node-2"]
+    assert [member.node_id for member in ahead.followers] == ["node-1", "node-3"]
+    assert cluster.routes()[1] != (), "it serves on meanwhile"
+    assert all_of(cluster.tick(3.5), CopyAhead) == []
+    drain = one_of(cluster.copied("f1", 4.0), DrainFormation)
+    assert drain.formation_id == "f1"
+    assert cluster.copied("f1", 4.1) == []
+
+
+def test_blocks_have_half_of_the_time_that_is_left_and_none_that_is_not() -> None:
+    for notice_s, limit_s in ((2.0 + PATIENT.seal_s + 2.0, 1.0), (2.0 + PATIENT.seal_s, None)):
+        cluster = ready(AHEAD)
+        cluster.interrupt("node-2", notice_s, False, 1.0)
+        busy(cluster, 2.9)
+        actions = replaced(cluster, 3.0)
+        if limit_s is None:
+            assert all_of(actions, CopyAhead) == []
+            assert all_of(actions, DrainFormation) != []
+        else:
+            assert one_of(actions, CopyAhead).limit_s == limit_s
+
+
+def test_nothing_goes_ahead_of_a_formation_that_runs_nothing() -> None:
+    cluster = ready(AHEAD)
+    cluster.interrupt("node-2", 60.0, False, 1.0)
+    actions = replaced(cluster, 3.0)
+    assert all_of(actions, CopyAhead) == []
+    assert all_of(actions, DrainFormation) != []
+
+
+def test_whoever_must_go_does_not_wait_for_blocks() -> None:
+    cluster = ready(AHEAD)
+    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    busy(cluster, 2.9)
+    one_of(replaced(cluster, 3.0), CopyAhead)
+    assert one_of(cluster.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"
+    assert all_of(cluster.copied("f1", 20.0), DrainFormation) == []
+
+
+def test_who_was_to_follow_and_is_lost_gets_no_blocks_and_holds_nobody_up() -> None:
+    cluster = ready(AHEAD)
+    cluster.interrupt("node-2", 600.0, False, 1.0)
+    busy(cluster, 2.9)
+    one_of(replaced(cluster, 3.0), CopyAhead)
+    cluster.node_gone("node-3", "i-node-3", "exit status 1", 3.5)
+    assert all_of(cluster.copied("f1", 4.0), DrainFormation) == []
+    cluster.register(facts("node-4"), 30.0)
+    actions = loaded(cluster, "node-4", BACK, 31.0)
+    assert [member.node_id for member in one_of(actions, CopyAhead).followers] == [
+        "node-1",
+        "node-4",
+    ]

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.plan import (
     Deployment,
     Plan,
     PlannedPipeline,
     PlannedStage,
-    WorkPhase,
 )
 from services.controller.core.cluster.plan_json import plan_from_json, plan_to_json
 
@@ -75,7 +75,7 @@ def test_names_are_used_once() -> None:
 def test_its_json_says_all_of_it() -> None:
     first = (stage(0, 2, "a", shape=FAST), stage(2, 4, offer_id="o", tp_degree=2))
     pipelines = (
-        PlannedPipeline("p", first, 12.5, WorkPhase.PREFILL),
+        PlannedPipeline("p", first, 12.5, PipelinePhase.PREFILL, (("q", 3.0),)),
         PlannedPipeline("q", (stage(0, 4),), 0.0),
     )
     plan = Plan(7, (Deployment(MODEL, "goodput", pipelines),))
@@ -170,3 +170,41 @@ def test_what_is_no_json_is_refused() -> None:
         with pytest.raises(InvalidArgument) as caught:
             plan_from_json(text)
         assert caught.value.field == "plan"
+
+
+def test_a_plan_of_before_there_were_phases_has_pipelines_that_do_both() -> None:
+    document = json.dumps(GOOD).replace('"id": "p"', '"id": "p", "phase": "whole"')
+    (deployment,) = plan_from_json(document, 1).deployments
+    assert deployment.pipelines[0].phase is PipelinePhase.BOTH
+
+
+@pytest.mark.parametrize(
+    ("phase", "onward"),
+    [
+        (PipelinePhase.BOTH, (("q", 1.0),)),
+        (PipelinePhase.PREFILL, (("p", 1.0),)),
+        (PipelinePhase.PREFILL, (("r", 1.0),)),
+        (PipelinePhase.PREFILL, (("q", 0.0),)),
+        (PipelinePhase.PREFILL, (("q", float("inf")),)),
+        (PipelinePhase.PREFILL, (("q", 1.0), ("q", 2.0))),
+    ],
+)
+def test_only_who_prefills_hands_on_and_only_to_who_decodes(
+    phase: PipelinePhase, onward: tuple[tuple[str, float], ...]
+) -> None:
+    pipelines = (
+        PlannedPipeline("p", (stage(0, 4),), 1.0, phase, onward),
+        PlannedPipeline("q", (stage(0, 4),), 1.0),
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        Plan(1, (Deployment(MODEL, "throughput", pipelines),))
+    assert caught.value.field == "deployments[0].pipelines[0].onward"
+
+
+def test_other_names_of_pipelines_are_those_that_are_handed_on_to() -> None:
+    pipelines = (
+        PlannedPipeline("p", (stage(0, 4),), 1.0, PipelinePhase.PREFILL, (("q", 1.0),)),
+        PlannedPipeline("q", (stage(0, 4),), 1.0),
+    )
+    plan = Plan(1, (Deployment(MODEL, "throughput", pipelines),)).renamed({"q": "other"})
+    assert [p.onward for _, p in plan.pipelines()] == [(("other", 1.0),), ()]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import FormPipeline, NodeState, PipelineState
 from services.controller.core.cluster.views import NodeView, PipelineView, StageView
 from tests.unit.controller.small_cluster import (
@@ -40,7 +41,9 @@ def test_a_pipeline_is_shown_with_whoever_sits_in_it() -> None:
     cluster = ready(PATIENT)
     stages = (StageView("node-1", FRONT, 1, "native"), StageView("node-2", BACK, 1, "native"))
     (shown,) = cluster.view.pipelines()
-    assert shown == PipelineView("pipeline-1", PipelineState.READY, "f1", stages)
+    assert shown == PipelineView(
+        "pipeline-1", PipelineState.READY, "f1", stages, PipelinePhase.BOTH
+    )
     cluster.interrupt("node-2", 60.0, False, 1.0)
     assert [view.state for view in cluster.view.pipelines()] == [PipelineState.DRAINING]
     cluster.node_gone("node-2", "i-node-2", "killed", 2.0)

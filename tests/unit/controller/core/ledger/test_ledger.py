@@ -1,4 +1,7 @@
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -27,6 +30,7 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
+from services.common.phases import PipelinePhase
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, RunsAt, ServingHead
 from services.controller.core.ledger.records import (
@@ -51,9 +55,19 @@ def head_of(
     numerics: str = "",
     positions: int = 100,
     stalled: bool = False,
+    phase: PipelinePhase = PipelinePhase.BOTH,
+    onward: Mapping[str, float] = MappingProxyType({}),
 ) -> ServingHead:
     route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, positions)
-    return ServingHead(route, not hands_over and not stalled, numerics, hands_over, stalled)
+    return ServingHead(
+        route,
+        not hands_over and not stalled,
+        numerics,
+        hands_over,
+        stalled,
+        phase=phase,
+        onward=onward,
+    )
 
 
 A, B = head_of("a"), head_of("b")
@@ -592,3 +606,70 @@ def test_a_generation_is_bound_and_granted_at_heads_of_its_model_alone(book: Boo
     assert book.resume(7, left="f-a", reason=LeaveReason.SILENT, heads=wrong) is None
     assert book.resume(7, left="f-a", heads=(*wrong, B)).head == B.route
     assert book.ledger.model_of("g") == MODEL
+
+
+PREFILL = head_of("a", phase=PipelinePhase.PREFILL, speed=9.0)
+DECODE = head_of("b", phase=PipelinePhase.DECODE)
+
+
+def test_what_has_its_first_token_goes_on_where_is_decoded_and_the_rest_where_is_prefilled(
+    book: Book,
+) -> None:
+    heads = (PREFILL, DECODE)
+    book.checkpoint()
+    assert book.resume(heads=heads).head == PREFILL.route
+    book.checkpoint(5, epoch=2, sealed=True)
+    assert book.resume(5, epoch=2, heads=heads).head == DECODE.route
+    assert book.resume(5, epoch=3, left="f-b", heads=(PREFILL,)).head == PREFILL.route
+
+
+def test_what_was_given_is_no_first_token(book: Book) -> None:
+    """An echoed prompt is given id by id, and is read as a prompt is."""
+    request = replace(REQUEST, sampling=replace(REQUEST.sampling, given_ids=(7, 8)))
+    book.checkpoint(7, 8, request=request, sealed=True)
+    question = ResumeQuestion("g", 1, request, (TokenSpan(0, 0, (7, 8)),))
+    granted = book.keep(book.ledger.resume(question, (PREFILL, DECODE), 0.0))
+    assert granted == Grant(2, PREFILL.route, question.held)
+
+
+def handed_on(book: Book, name: str, heads: tuple[ServingHead, ...], *, seal: bool = True) -> str:
+    """A generation that pipeline p-a begins and hands on; the pipeline that goes on with it."""
+    request, spans = replace(REQUEST, generation_id=name), (TokenSpan(0, 0, (5,)),)
+    first = Checkpoint(name, 1, "i-a", "f-a", request, spans, sealed=seal)
+    book.keep(book.ledger.checkpoint(first, RunsAt("p-a", MODEL), 0.0))
+    question = ResumeQuestion(name, 1, request, spans, handed_on=True)
+    outcome = book.ledger.resume(question, heads, 0.0)
+    assert outcome is not None
+    (event,) = outcome.events
+    assert (event.attributes["planned"], event.attributes["handed_on"]) == ("true", "true")
+    book.keep(outcome)
+    head = outcome.reply.head
+    assert head is not None
+    return head.pipeline_id
+
+
+def test_generations_are_handed_on_in_the_plans_proportion_of_those_that_run(book: Book) -> None:
+    first = replace(PREFILL, onward={"p-b": 1.0, "p-c": 3.0})
+    heads = (first, DECODE, head_of("c", phase=PipelinePhase.DECODE))
+    went = [handed_on(book, f"g{number}", heads) for number in range(40)]
+    assert Counter(went) == {"p-b": 10, "p-c": 30}
+    for number, pipeline in enumerate(went[:20]):  # half of them end; p-c alone is as it was
+        if pipeline == "p-b":
+            book.ledger.cancel(f"g{number}", None, CancelReason.CLIENT, None, 0.0)
+    more = [handed_on(book, f"h{number}", heads) for number in range(5)]
+    assert Counter(more) == {"p-b": 5}, "those have fewer than their share by now"
+
+
+def test_without_proportions_the_least_loaded_goes_on(book: Book) -> None:
+    heads = (PREFILL, DECODE, head_of("c", phase=PipelinePhase.DECODE, speed=4.0))
+    went = Counter(handed_on(book, f"g{number}", heads) for number in range(20))
+    assert went == {"p-b": 4, "p-c": 16}
+
+
+def test_a_reader_that_is_ahead_of_its_heads_seal_is_handed_on_all_the_same(book: Book) -> None:
+    assert handed_on(book, "g", (PREFILL, DECODE), seal=False) == "p-b"
+
+
+def test_what_is_handed_on_waits_for_nobody_who_follows_a_drain(book: Book) -> None:
+    heads = tuple(replace(head, switching=True) for head in (PREFILL, DECODE))
+    assert handed_on(book, "g", heads) == "p-b"

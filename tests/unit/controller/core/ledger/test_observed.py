@@ -70,6 +70,20 @@ def test_what_is_granted_again_has_its_output_to_compute_too() -> None:
     assert rates.replay_of_s(100) == pytest.approx(0.1)
 
 
+def test_a_generation_of_several_choices_is_over_with_its_last_one_wherever_they_ended() -> None:
+    observed = Observed()
+    request = GenerationRequest("g", MODEL, (1,), Sampling(max_tokens=500), choices=3)
+    observed.record(HeadBound("g", "i", "f", "p", request), 0.0)
+    told(observed, "g", 0, 50, 1.0, FinishReason.STOP)
+    observed.record(Ended("g", 0, CancelReason.STOP, 50), 1.5)  # as its router has found, too
+    observed.record(Granted("g", 2, "i2", "f2", "p", request, ()), 2.0)
+    observed.record(Ended("g", 1, CancelReason.CLIENT, None), 3.0)
+    assert list(observed._runs) == ["g"]
+    observed.record(Ended("g", 2, CancelReason.STOP, 50), 4.0)
+    assert not observed._runs
+    assert list(observed.lengths(MODEL)._seen) == [(50, True)] * 2
+
+
 def test_answers_that_end_are_remembered_and_those_that_were_cut_or_cancelled_are_no_ends() -> None:
     observed = Observed()
     for number in range(10):

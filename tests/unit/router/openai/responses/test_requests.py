@@ -9,7 +9,7 @@ import pytest
 from services.common.errors import InvalidArgument
 from services.common.wire import MAX_DETAILS_BYTES
 from services.model.chat import Message
-from services.model.tools import ToolCall
+from services.model.tools import ToolCall, ToolChoice
 from services.router.openai.fields import rows
 from services.router.openai.responses import fields as tables
 from services.router.openai.responses.items import items_of, messages_of
@@ -66,7 +66,15 @@ def test_what_changes_nothing_is_taken(more: dict[str, Any]) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "name": "f", "x": 1}]}, "tools[0].function.x"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools.mode"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{}]}},
+            "tool_choice.allowed_tools.tools[0].type",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": 7}},
+            "tool_choice.allowed_tools.tools",
+        ),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"reasoning": {"effort": "utter"}}, "reasoning_effort"),
@@ -136,6 +144,11 @@ def test_tools_and_what_is_asked_of_them_are_those_of_a_chat() -> None:
     assert named.tools is not None
     assert named.tools.named == "weather"
     assert parse_response(_body(tools=[WEATHER], tool_choice="none")).ask().tools is None
+    some = {"type": "allowed_tools", "mode": "required", "tools": [WEATHER]}
+    other = {"type": "function", "name": "other"}
+    allowed = parse_response(_body(tools=[WEATHER, other], tool_choice=some)).ask().tools
+    assert allowed is not None
+    assert (allowed.choice, allowed.allowed) == (ToolChoice.REQUIRED, ("weather",))
 
 
 def test_calls_are_of_the_turn_before_them_and_are_answered_by_it() -> None:

@@ -1,0 +1,25 @@
+"""All experiments, in the order in which they are run."""
+
+from __future__ import annotations
+
+from experiments import (
+    beam_width,
+    cost,
+    equal_budget,
+    estimator,
+    placement,
+    scale,
+    spot_tolerance,
+    spotserve,
+)
+
+EXPERIMENTS = (
+    placement.EXPERIMENT,
+    beam_width.EXPERIMENT,
+    estimator.EXPERIMENT,
+    spot_tolerance.EXPERIMENT,
+    spotserve.EXPERIMENT,
+    cost.EXPERIMENT,
+    equal_budget.EXPERIMENT,
+    scale.EXPERIMENT,
+)

@@ -1,0 +1,125 @@
+"""How decisions and the simulation grow with the number of nodes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from bench.placement import costs_of
+from bench.placement_clusters import cluster
+from experiments.experiment import Experiment, Ground, Size
+from experiments.fleets import scenario_at
+from experiments.table import Column, Rows
+from services.placement.estimate.estimator import estimate_plan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import replan
+from services.placement.search.budget import UNLIMITED, Unlimited
+from services.placement.search.planners import shuntserve
+from services.placement.search.problem import Problem
+from simulator.fleet.run import FleetRun
+from simulator.fleet.scenario import Scenario
+from simulator.fleet.workload import Generator
+
+FOLDER = Path(__file__).parent
+TYPES = ("g4dn.12xlarge", "g5.xlarge", "g5.12xlarge", "g6.xlarge", "g6.12xlarge", "g6e.xlarge")
+MODEL = "llama-3.1-70b"
+COLUMNS = (
+    Column("planned req/s", ".4g"),
+    Column("first plan s", ".2f", compared=False),
+    Column("next plan s", ".2f", compared=False),
+    Column("finished", ".0f"),
+    Column("running", ".0f"),
+    Column("TPOT p50 s", ".3f"),
+    Column("simulated s / s", ".3g", compared=False),
+    Column("peak MiB", ".0f", compared=False),
+)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One row."""
+
+    nodes: int
+    rate_rps: float
+    horizon_s: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.nodes} nodes, {self.rate_rps:g} req/s"
+
+
+SCALES = {
+    Size.TINY: (Scale(10, 10, 10.0),),
+    Size.QUICK: (Scale(10, 10, 60.0), Scale(100, 100, 20.0)),
+    Size.FULL: (Scale(10, 10, 60.0), Scale(100, 100, 60.0), Scale(1000, 1000, 20.0)),
+}
+
+
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """The result, and seconds of this process."""
+    began_s = time.process_time()
+    return work(), time.process_time() - began_s
+
+
+def sized(scenario: Scenario, scale: Scale) -> Scenario:
+    """As many nodes and requests a second."""
+    (offer, _) = scenario.initial[0]
+    document = scenario.document
+    assert document.workload.generator is not None
+    drawn = Generator(**document.workload.generator.model_dump())
+    count = round(2 * scale.rate_rps * scale.horizon_s) + 100
+    generator = document.workload.generator.model_copy(
+        update={"rate_rps": scale.rate_rps, "requests": min(count, drawn.requests)}
+    )
+    workload = document.workload.model_copy(update={"generator": generator})
+    return replace(
+        scenario,
+        initial=((offer, scale.nodes),),
+        document=document.model_copy(update={"workload": workload}),
+    )
+
+
+def measure(ground: Ground) -> Rows:
+    """Plans of 70B on a mix of six types, the next one after the loss of a node; and 8B served
+    by as many nodes of one type."""
+    rows: Rows = {}
+    for scale in SCALES[ground.size]:
+        counts = {name: -(-scale.nodes // len(TYPES)) for name in TYPES}
+        nodes = cluster(counts)[: scale.nodes]
+        costs = costs_of(MODEL, "measured")
+        problem = Problem(costs, nodes)
+        first, first_s = timed(partial(shuntserve.plan, problem, UNLIMITED))
+        lost = first.pipelines[0].node_ids[0]
+        left = Problem(costs, tuple(node for node in nodes if node.node_id != lost))
+        running = first.pipelines
+        change = Change(running, {}, generations=(50,) * len(running), tokens_per_generation=800)
+        _, next_s = timed(partial(replan, left, change, shuntserve.plan, Unlimited()))
+        scenario = sized(scenario_at(FOLDER / "nodes.yaml", scale.horizon_s), scale)
+        run = FleetRun(scenario, "full", 0)
+        outcome, simulated_s = timed(run.outcome)
+        rows[scale.name] = {
+            "planned req/s": estimate_plan(costs, running)[0].throughput_rps,
+            "first plan s": first_s,
+            "next plan s": next_s,
+            "finished": float(outcome.counts.finished),
+            "running": float(outcome.running),
+            "TPOT p50 s": outcome.tpot_s["p50"],
+            "simulated s / s": scale.horizon_s / simulated_s,
+            "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+    return rows
+
+
+EXPERIMENT = Experiment(
+    FOLDER.name,
+    "Decisions and simulated time by the number of nodes",
+    COLUMNS,
+    measure,
+    "simulated s / s",
+)

@@ -1,0 +1,107 @@
+"""Blocks that go ahead of their generations, in rounds, while these run on where they are.
+
+Pre-copy: Clark et al. 2005, Live Migration of Virtual Machines, section 3.2.
+
+A round brings what has filled since the one before. When no sequence lacks more than one block,
+another round would find as much: then they may be sealed, and what is left is brought behind that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from services.common.exchange import KvMember
+from services.engine.core.actions import SequenceKey
+from services.engine.core.incoming import NamedBlock
+
+ONE_MORE = 1
+"""Blocks that a sequence may lack when the copying ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """Processes that are to go on with generations."""
+
+    members: tuple[KvMember, ...]
+    """Each with the layers that it will have of them."""
+    generation_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Of one sequence."""
+
+    key: SequenceKey
+    heir: int
+    blocks: tuple[NamedBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Blocks that go ahead together."""
+
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def blocks(self) -> tuple[NamedBlock, ...]:
+        """Each once."""
+        return tuple({name: block for one in self.pieces for name, block in one.blocks}.items())
+
+    @property
+    def names(self) -> dict[int, list[bytes]]:
+        """By heir, each name once."""
+        found: dict[int, dict[bytes, None]] = {}
+        for one in self.pieces:
+            found.setdefault(one.heir, {}).update((name, None) for name, _ in one.blocks)
+        return {heir: list(names) for heir, names in found.items()}
+
+
+class Copying:
+    """Of some generations of one formation."""
+
+    def __init__(self, heirs: Sequence[Heir]) -> None:
+        self.heirs = tuple(heirs)
+        self.blocks = 0
+        """That all members of their heirs keep by now."""
+        self._heir_of = {name: i for i, heir in enumerate(heirs) for name in heir.generation_ids}
+        self._over: dict[SequenceKey, int] = {}
+        """Of each sequence so many blocks from the first on."""
+        self._given_up: set[int] = set()
+        """Heirs that have no room, or do not answer."""
+
+    @property
+    def generation_ids(self) -> frozenset[str]:
+        """Of those with an heir that takes blocks."""
+        heirs = (heir for i, heir in enumerate(self.heirs) if i not in self._given_up)
+        return frozenset().union(*(heir.generation_ids for heir in heirs))
+
+    def next(
+        self,
+        keys: Iterable[SequenceKey],
+        full: Callable[[SequenceKey, int], Sequence[NamedBlock]],
+        at_most: int,
+    ) -> Ahead | None:
+        """What goes over next, of those sequences first that come first. `full` tells a sequence's
+        full blocks from one of them on. None: none lacks more than one."""
+        lacking = [
+            _Piece(key, self._heir_of[key.generation_id], tuple(full(key, self._over.get(key, 0))))
+            for key in keys
+        ]
+        if all(len(one.blocks) <= ONE_MORE for one in lacking):
+            return None
+        pieces, room = list[_Piece](), at_most
+        for one in lacking:
+            if one.blocks and room:
+                pieces.append(_Piece(one.key, one.heir, one.blocks[:room]))
+                room -= len(pieces[-1].blocks)
+        return Ahead(tuple(pieces))
+
+    def copied(self, ahead: Ahead, there: set[int]) -> None:
+        """These heirs keep all of it that is for them; the others are given up."""
+        for one in ahead.pieces:
+            if one.heir in there:
+                self._over[one.key] = self._over.get(one.key, 0) + len(one.blocks)
+                self.blocks += len(one.blocks)
+            else:
+                self._given_up.add(one.heir)

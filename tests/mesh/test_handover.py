@@ -1,0 +1,75 @@
+"""A node is given notice, and what its pipeline had computed goes where its streams go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench import kv
+from bench import mesh as meshes
+from tests.mesh import tiny_mesh
+
+TOKENS = 400
+CONTEXT = 400
+PATIENT = {
+    "SHUNT_CONTROLLER_HANDOVER": "kv",
+    "SHUNT_CONTROLLER_HANDOVER_AHEAD_S": "30",
+    "SHUNT_CONTROLLER_HANDOVER_KEEP_S": "10",
+    "SHUNT_ENGINE_KV_KEEP_S": "120",
+    "SHUNT_ENGINE_KV_FETCH_S": "60",
+    "SHUNT_ENGINE_KV_SILENT_S": "30",
+}
+"""However slow the machine is, nothing is given up for that."""
+
+
+@pytest.mark.timeout(300)
+async def test_streams_go_on_from_their_blocks_as_if_nothing_had_happened(
+    tmp_path: Path, store: Path, client: httpx.AsyncClient
+) -> None:
+    env, options = {**os.environ, **PATIENT}, ("--spares", "1")
+    bodies = [kv.body_of(CONTEXT, seed) | {"max_tokens": TOKENS} for seed in (1, 2)]
+    async with meshes.running(tmp_path / "mesh", env=env, options=options, store=store) as mesh:
+        expected = await meshes.undisturbed(client, mesh.url(), bodies)
+        await tiny_mesh.until_status(mesh, _is_warm)
+        # What the undisturbed ones left in the prefix caches is nothing to these.
+        bodies = [body | {"cache_salt": "moved"} for body in bodies]
+        records = [meshes.StreamRecord() for _ in bodies]
+        tasks = [
+            asyncio.create_task(meshes.stream_chat(client, mesh.url(), body, record))
+            for body, record in zip(bodies, records, strict=True)
+        ]
+        await meshes.until(lambda: all(len(record.arrivals_s) > 10 for record in records))
+        status = await mesh.status()
+        moving = {g["id"]: g["pipeline"] for g in status["generations"]}
+        left = next(p for p in status["pipelines"] if p["id"] == moving[records[0].generation_id])
+        own = {record.generation_id for record in records}
+        names = {name for name in own if moving[name] == left["id"]}
+        await mesh.shunt("interrupt", left["stages"][-1]["node"], "--notice", "100")
+        moved_by = await tiny_mesh.until_status(mesh, lambda status: _all_moved(status, names))
+        await asyncio.gather(*tasks)
+        events = await tiny_mesh.events(mesh)
+    for record, wanted in zip(records, expected, strict=True):
+        assert record.complete, record.error
+        assert (record.text, record.usage) == (wanted.text, wanted.usage)
+    ways = {g["id"]: g["moved_by"] for g in moved_by["generations"] if g["id"] in names}
+    assert ways == dict.fromkeys(names, "kv")
+    (ahead,) = [event for event in events if event.kind == "blocks_went_ahead"]
+    assert int(ahead.attributes["blocks"]) >= CONTEXT // 2 // 16, "most of a context goes ahead"
+    chosen = {e.generation_id: e.attributes for e in events if e.kind == "handover_chosen"}
+    assert {name: chosen[name]["choice"] for name in names} == dict.fromkeys(names, "push")
+
+
+def _is_warm(status: dict[str, Any]) -> bool:
+    stages = {tuple(stage["layers"]) for p in status["pipelines"] for stage in p["stages"]}
+    return [len(spare["held"]) for spare in status["spares"]] == [len(stages)]
+
+
+def _all_moved(status: dict[str, Any], names: set[str]) -> bool:
+    """All of them run elsewhere, by whatever way they came there."""
+    ways = {g["id"]: (g["epoch"], g["moved_by"]) for g in status["generations"]}
+    return all(epoch > 1 and way for epoch, way in (ways.get(n, (1, None)) for n in names))

@@ -1,0 +1,108 @@
+"""Answers begin at one pipeline and go on at another, whatever becomes of either."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+from shuntserve.controller.v1 import controller_pb2
+
+from bench import mesh as meshes
+
+TOKENS = 120
+SALT = {"cache_salt": "phases"}
+"""Who decodes has not computed their beginnings."""
+
+
+def plan(status: dict[str, Any], phases: dict[str, str]) -> str:
+    """What runs, with other phases; those that have none do both."""
+    pipelines = [
+        {
+            "id": pipeline["id"],
+            "phase": phases.get(pipeline["id"], "both"),
+            "stages": [
+                {"node": stage["node"], "layers": stage["layers"]} for stage in pipeline["stages"]
+            ],
+        }
+        for pipeline in status["pipelines"]
+    ]
+    model = status["plan"]["deployments"][0]["model"]
+    return json.dumps({"deployments": [{"model": model, "pipelines": pipelines}]})
+
+
+def longer(body: dict[str, Any]) -> dict[str, Any]:
+    """Its prompt fills several blocks behind those that all prompts begin with."""
+    (message,) = body["messages"]
+    return body | {"messages": [message | {"content": " ".join([message["content"]] * 5)}]}
+
+
+async def in_phases(mesh: meshes.Mesh, file: Path, **phases: str) -> dict[str, Any]:
+    """The status once the pipelines have them."""
+    text = plan(await mesh.until_ready(2), phases)
+    await asyncio.to_thread(file.write_text, text)
+    await mesh.shunt("plan", "apply", str(file))
+    status = await mesh.until_ready(2)
+    wanted = {
+        pipeline["id"]: phases.get(pipeline["id"], "both") for pipeline in status["pipelines"]
+    }
+    assert {pipeline["id"]: pipeline["phase"] for pipeline in status["pipelines"]} == wanted
+    return status
+
+
+async def events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
+    request = controller_pb2.WatchEventsRequest(no_wait=True)
+    return [event async for event in controller.WatchEvents(request, timeout=60)]
+
+
+async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
+    ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
+) -> None:
+    bodies = [longer(body) | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
+    expected = await meshes.undisturbed(client, ready.url(), bodies)
+    before = await ready.until_ready(2)
+    formations = {pipeline["id"]: pipeline["formation"] for pipeline in before["pipelines"]}
+    first, second = sorted(formations)
+    file = tmp_path / "plan.json"
+    said = len(await events(controller))
+    try:
+        status = await in_phases(ready, file, **{first: "prefill", second: "decode"})
+        there = {pipeline["id"]: pipeline["formation"] for pipeline in status["pipelines"]}
+        assert there == formations, "a phase is a role: nothing is formed anew"
+        records = [meshes.StreamRecord() for _ in bodies]
+        tasks = [
+            asyncio.create_task(meshes.stream_chat(client, ready.url(), body | SALT, record))
+            for body, record in zip(bodies, records, strict=True)
+        ]
+        await meshes.until(lambda: all(len(r.arrivals_s) > 10 for r in records))
+        status = await ready.status()
+        lines = {line["id"]: line for line in status["generations"]}
+        for record in records:
+            line = lines[record.generation_id]
+            assert (line["pipeline"], line["moved_by"]) == (second, "kv")
+        stages = next(p["stages"] for p in status["pipelines"] if p["id"] == second)
+        pids = {node["id"]: node["pid"] for node in status["nodes"]}
+        os.kill(pids[stages[-1]["node"]], signal.SIGKILL)
+        await asyncio.gather(*tasks)
+        for record, wanted in zip(records, expected, strict=True):
+            assert record.complete, record.error
+            assert (record.text, record.usage) == (wanted.text, wanted.usage)
+        await ready.until_ready(2)
+        status = await in_phases(ready, file, **{first: "decode", second: "prefill"})
+        again = await meshes.undisturbed(client, ready.url(), bodies)
+        texts = [record.text for record in again]
+        assert texts == [record.text for record in expected], "the other way round"
+    finally:
+        await in_phases(ready, file)
+    told = (await events(controller))[said:]
+    handed_on = [
+        (event.attributes["from"], event.pipeline_id)
+        for event in told
+        if event.kind == "generation_granted" and "handed_on" in event.attributes
+    ]
+    ways = [(first, second)] * len(bodies) + [(second, first)] * len(bodies)
+    assert sorted(handed_on) == sorted(ways)

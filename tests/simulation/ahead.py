@@ -1,0 +1,21 @@
+"""Schedules in which blocks travel, and go ahead of what is handed over while it is served.
+
+`python ahead.py FIRST COUNT PATIENCE` as schedules.py.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from schedules import Schedule, main
+
+
+class CopyingSchedule(Schedule):
+    """The same faults; what is fetched comes late, in part or not at all."""
+
+    ahead_s = 1.0
+
+
+if __name__ == "__main__":
+    first, count, patience = map(int, sys.argv[1:])
+    sys.exit(main(first, count, patience, CopyingSchedule) > 0)
