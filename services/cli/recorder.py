@@ -259,6 +259,7 @@ def _windows(pipeline: str, before: Sequence[_Counted], now: Sequence[_Counted])
             decoded=last.decoded_sequences - first.decoded_sequences,
             prompt_rows=max(0, queried - (last.prefix_hits - first.prefix_hits)),
             stepped_s=max(0.0, n.stats.stepped_s - b.stats.stepped_s),
+            computed_s=max(0.0, n.stats.computed_s - b.stats.computed_s),
         )
         for index, (b, n) in enumerate(zip(before, now, strict=True))
     ]

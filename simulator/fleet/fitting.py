@@ -64,7 +64,7 @@ def fit(
 
 def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
     """By kind of stage, for each window with steps: steps, decoded sequences, prompt rows,
-    positions behind what was decoded, and seconds."""
+    positions behind what was decoded, and seconds on a core, or all of them where nobody told."""
     reads = defaultdict(list)
     for request in recording.requests:
         before = 0
@@ -85,7 +85,13 @@ def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
             inside = (found[:, 0] > window.begin_s) & (found[:, 0] <= window.end_s)
             positions = float(found[inside, 1].sum())
         rows[stages[window.stage].kind].append(
-            [window.steps, window.decoded, window.prompt_rows, positions, window.stepped_s]
+            [
+                window.steps,
+                window.decoded,
+                window.prompt_rows,
+                positions,
+                window.computed_s or window.stepped_s,
+            ]
         )
     return dict(rows)
 

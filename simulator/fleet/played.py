@@ -17,6 +17,7 @@ from services.placement.estimate.engine import EngineProfile
 from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.measured import MeasuredTimes
 from simulator.fleet.recording import ENDS, Recording, RequestRow
+from simulator.fleet.stretch import Stretch
 
 
 def play(recording: Recording, profile: EngineProfile) -> dict[int, Generation]:
@@ -44,6 +45,10 @@ class _Played:
     _ways: dict[int, deque[str]] = field(default_factory=dict)
     """By request, the pipelines that it is still to come to."""
     _now_s: float = 0.0
+    _stretch: Stretch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stretch = Stretch(self.recording)
 
     def run(self) -> dict[int, Generation]:
         for name, stages in self.recording.header.pipelines.items():
@@ -79,6 +84,7 @@ class _Played:
         took_s = None if pipeline.works else pipeline.batch.begin()
         if took_s is not None:
             pipeline.works = True
+            took_s *= self._stretch.at(pipeline.name, self._now_s)
             self._at(self._now_s + took_s, pipeline.name, pipeline.batch)
 
     def _ends(self, pipeline: _Pipeline) -> None:

@@ -95,6 +95,8 @@ class WindowRow(Row):
     """Rows of prompts, of sequences that came into the batch."""
     stepped_s: Time
     """Seconds that the stage's steps took."""
+    computed_s: Time = 0.0
+    """Of these, on a core; 0 where nobody told. The rest they waited for one."""
 
 
 ENDS = frozenset({"pipeline_lost", "handover_started"})

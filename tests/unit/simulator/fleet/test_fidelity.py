@@ -27,6 +27,7 @@ from simulator.fleet.recording import (
     WindowRow,
     read_recording,
 )
+from simulator.fleet.stretch import Stretch
 
 BOUNDS = BatchBounds(token_budget=256, max_sequences=64)
 STAGES = (
@@ -239,3 +240,26 @@ def test_moves_of_both_accounts_are_counted() -> None:
     told = replayed(with_a_loss(3.5), TRUE)
     assert told.moved == (1, 1)
     assert replayed(with_a_loss(100.0), TRUE).moved == (1, 0)
+
+
+def busy(recording: Recording, factor: float) -> Recording:
+    """What it would tell of a machine on which steps wait for a core."""
+    windows = tuple(
+        one.model_copy(update={"computed_s": one.stepped_s, "stepped_s": factor * one.stepped_s})
+        for one in recording.windows
+    )
+    return replace(recording, windows=windows)
+
+
+def test_steps_are_played_as_much_longer_as_the_machine_made_them(recording: Recording) -> None:
+    as_it_was, slow = play(busy(recording, 1.0), TRUE), play(busy(recording, 3.0), TRUE)
+    assert play(recording, TRUE)[0].last_s == as_it_was[0].last_s
+    alone_s = as_it_was[0].last_s - as_it_was[0].arrival_s - TRUE.first_s
+    assert slow[0].last_s - slow[0].arrival_s > 1.5 * alone_s
+    assert Stretch(busy(recording, 3.0)).at("p", 10.0) == pytest.approx(3.0)
+    assert Stretch(recording).at("p", 10.0) == 1.0
+
+
+def test_what_a_step_waits_for_a_core_is_not_fitted(recording: Recording) -> None:
+    one, other = (fit(busy(recording, factor), "x", BOUNDS)[0].stages for factor in (1.0, 3.0))
+    assert one == other

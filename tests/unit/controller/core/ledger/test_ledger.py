@@ -673,3 +673,28 @@ def test_a_reader_that_is_ahead_of_its_heads_seal_is_handed_on_all_the_same(book
 def test_what_is_handed_on_waits_for_nobody_who_follows_a_drain(book: Book) -> None:
     heads = tuple(replace(head, switching=True) for head in (PREFILL, DECODE))
     assert handed_on(book, "g", heads) == "p-b"
+
+
+def test_a_generation_goes_on_at_the_head_that_was_promised(book: Book) -> None:
+    """Whatever the loads are by then."""
+    book.checkpoint(7)
+    c = head_of("c", speed=2.0)
+    assert book.ledger.promise("f-a", (A, B, c)) == {"g": c}
+    book.checkpoint(8, start=1, sealed=True)
+    slow = head_of("c", speed=0.1)
+    assert book.resume(7, 8, heads=(B, slow)).head == slow.route
+
+
+def test_a_promise_binds_nobody_when_that_head_takes_nothing(book: Book) -> None:
+    book.checkpoint(7)
+    assert book.ledger.promise("f-a", (A, B)) == {"g": B}
+    book.checkpoint(8, start=1, sealed=True)
+    c = head_of("c")
+    assert book.resume(7, 8, heads=(head_of("b", hands_over=True), c)).head == c.route
+
+
+def test_nothing_is_promised_to_other_arithmetic_or_where_nobody_serves(book: Book) -> None:
+    book.checkpoint(7)
+    assert book.ledger.promise("f-a", (A,)) == {}
+    assert book.ledger.promise("f-a", (A, head_of("b", numerics="other"))) == {}
+    assert book.ledger.promise("f-b", (A, B)) == {}

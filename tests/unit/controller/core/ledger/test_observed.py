@@ -98,3 +98,20 @@ def test_answers_that_end_are_remembered_and_those_that_were_cut_or_cancelled_ar
     lengths = observed.lengths(MODEL)
     assert lengths.ends_within(0, 20) == pytest.approx(1 / 12)
     assert lengths.ends_within(0, 60) == pytest.approx(1.0)
+
+
+def test_a_push_costs_what_moves_with_their_blocks_took_beside_their_tails() -> None:
+    observed = Observed()
+    for number, positions in enumerate((100, 200, 400)):
+        bound(observed, f"g{number}", positions, 0.0)
+        told(observed, f"g{number}", 0, 1, 0.1 + positions / 1000)
+    assert observed.rates(MODEL, 1.0).push_s == 0.0
+    request = bound(observed, "m", 1000, 10.0)
+    told(observed, "m", 0, 1, 11.1)
+    observed.record(Granted("m", 2, "i2", "f2", "p", request, ()), 20.0)
+    observed.moved("m", "kv")
+    span = TokenSpan(0, 1, (7,), cached_tokens=991)
+    observed.record(IdsAppended("m", span), 20.26)
+    rates = observed.rates(MODEL, 1.0)
+    assert rates.push_s == pytest.approx(0.25)
+    assert rates.replay_of_s(1000) == pytest.approx(1.1), "a push is no replay"

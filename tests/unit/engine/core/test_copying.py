@@ -1,0 +1,87 @@
+"""Blocks go ahead once each, nearest to their end first, until no sequence lacks more than one."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.exchange import KvMember
+from services.common.generation import LayerRange
+from services.engine.core.actions import SequenceKey
+from services.engine.core.copying import Copying, Heir
+from services.engine.core.incoming import NamedBlock
+
+MEMBERS = (KvMember("a:1", "i", LayerRange(0, 4)),)
+
+
+def key(name: str) -> SequenceKey:
+    return SequenceKey(name, 1, 0)
+
+
+class Cache:
+    """What sequences have filled."""
+
+    def __init__(self, **filled: int) -> None:
+        self.filled = filled
+
+    def full(self, one: SequenceKey, start: int) -> list[NamedBlock]:
+        name = one.generation_id
+        return [(f"{name}{i}".encode(), i) for i in range(start, self.filled[name])]
+
+
+def copying(*generations: str) -> Copying:
+    return Copying([Heir(MEMBERS, frozenset({name})) for name in generations])
+
+
+def test_those_that_come_first_go_first_as_far_as_a_round_has_room() -> None:
+    cache, going = Cache(a=3, b=4), copying("a", "b")
+    ahead = going.next([key("a"), key("b")], cache.full, 5)
+    assert ahead is not None
+    assert ahead.names == {0: [b"a0", b"a1", b"a2"], 1: [b"b0", b"b1"]}
+    going.copied(ahead, {0, 1})
+    ahead = going.next([key("a"), key("b")], cache.full, 5)
+    assert ahead is not None
+    assert ahead.names == {1: [b"b2", b"b3"]}
+    going.copied(ahead, {1})
+    assert going.blocks == 7
+    assert going.next([key("a"), key("b")], cache.full, 5) is None
+
+
+def test_who_lacks_one_block_is_not_waited_for() -> None:
+    cache, going = Cache(a=1, b=1), copying("a", "b")
+    assert going.next([key("a"), key("b")], cache.full, 5) is None
+    assert going.next([], cache.full, 5) is None
+    cache.filled["b"] = 2
+    ahead = going.next([key("a"), key("b")], cache.full, 5)
+    assert ahead is not None
+    assert [name for name, _ in ahead.blocks] == [b"a0", b"b0", b"b1"]
+
+
+def test_an_heir_that_does_not_answer_gets_no_more() -> None:
+    cache, going = Cache(a=4, b=4), copying("a", "b")
+    ahead = going.next([key("a"), key("b")], cache.full, 4 * 2)
+    assert ahead is not None
+    going.copied(ahead, {1})
+    assert (going.generation_ids, going.blocks) == ({"b"}, 4)
+
+
+def test_sequences_that_share_blocks_send_them_once() -> None:
+    going = Copying([Heir(MEMBERS, frozenset({"a", "b"}))])
+    ahead = going.next([key("a"), key("b")], lambda _, start: [(b"x", 1), (b"y", 2)][start:], 9)
+    assert ahead is not None
+    assert (ahead.names, ahead.blocks) == ({0: [b"x", b"y"]}, ((b"x", 1), (b"y", 2)))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
+def test_every_block_goes_once_and_in_order(grown: list[int], at_most: int) -> None:
+    cache, going, sent = Cache(a=0), copying("a"), list[bytes]()
+    for more in [*grown, *[0] * (3 * len(grown))]:
+        cache.filled["a"] += more
+        ahead = going.next([key("a")], cache.full, at_most)
+        if ahead is not None:
+            assert 0 < len(ahead.blocks) <= at_most
+            sent += [name for name, _ in ahead.blocks]
+            going.copied(ahead, {0})
+    assert sent == [f"a{i}".encode() for i in range(len(sent))]
+    assert cache.filled["a"] - len(sent) <= 1
+    assert going.blocks == len(sent)
