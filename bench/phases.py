@@ -32,7 +32,7 @@ from services.common import channels
 from services.common.roles import Role
 
 KINDS = {"conversation": (1020 / 8, 129 / 8), "code": (1469 / 8, 13 / 8)}
-"""Prompt and output tokens, medians; an answer has two at least."""
+"""Prompt and output tokens, medians; an answer has four at least."""
 SPREAD = 0.5
 """Standard deviation of a length's logarithm."""
 WAYS = {"both": ("both", "both"), "split": ("prefill", "decode")}
@@ -79,7 +79,7 @@ def requests(seed: int, count: int, rate_rps: float) -> list[Request]:
         words = " ".join(chance.choice(WORDS) for _ in range(max(8, prompt - 30)))
         body = {
             "messages": [{"role": "user", "content": f"Go on with these: {words}"}],
-            "max_tokens": max(2, output),
+            "max_tokens": max(4, output),
             "temperature": 0.9,
             "seed": 1000 * seed + number,
             "ignore_eos": True,
@@ -145,7 +145,8 @@ async def _ask(client: httpx.AsyncClient, url: str, request: Request, salt: str)
     await meshes.stream_chat(client, url, request.body | {"cache_salt": salt}, record)
     if not record.complete or record.usage is None:
         raise RuntimeError(f"an answer is not whole: {record.error}")
-    first_s, last_s = record.arrivals_s[0], record.arrivals_s[-1]
+    arrivals_s = record.arrivals_s or [time.monotonic()]  # of tokens that show nothing
+    first_s, last_s = arrivals_s[0], arrivals_s[-1]
     behind = max(1, record.usage["completion_tokens"] - 1)
     return Answer(request.kind, first_s - begin_s, (last_s - first_s) / behind, record.text)
 

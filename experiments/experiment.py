@@ -22,7 +22,7 @@ class Size(StrEnum):
     TINY = "tiny"
     """Seconds: what tests run."""
     QUICK = "quick"
-    """All of them in two minutes of one core."""
+    """All of them in a few minutes of one core."""
     FULL = "full"
 
 

@@ -14,7 +14,7 @@ from bench import kv
 from bench import mesh as meshes
 from tests.mesh import tiny_mesh
 
-TOKENS = 400
+TOKENS = 600
 CONTEXT = 400
 PATIENT = {
     "SHUNT_CONTROLLER_HANDOVER": "kv",

@@ -259,12 +259,15 @@ class GenerationOracle(Watch):
         """A head chose what runs in its next step."""
         self._check_blocks(batching)
         held, running = batching.generations._held, set(step.keys)
+        awaited = batching.lead.incoming._awaited.values() if batching.lead is not None else ()
+        fetches = {one.start.key for one in awaited}  # they wait for blocks, and for nobody
         waits = [
             key
             for generation in held.values()
             if generation.reader is not None and generation.life is Life.LIVE
             for key in generation.keys_in_batch
-            if key not in running and generation.choices[key.choice].phase is not Phase.DECODE
+            if key not in running | fetches
+            and generation.choices[key.choice].phase is not Phase.DECODE
         ]
         for key in step.keys:
             generation = held[key.generation_id]

@@ -41,6 +41,8 @@ READY_S = 2.5
 ASKED_FOR_S = 1.5
 TROUBLED_S = READY_S + ASKED_FOR_S + 1.0
 """Behind it nothing happens any more, but what is under way."""
+OVER_S = 6.0
+"""So long behind it who was told to go is gone, and who was frozen is heard again."""
 END_S = 120.0
 QUIET_S = 15.0
 TROUBLES = ("kill", "kill", "kill", "notice", "freeze", "crash", "router", "break", "deaf")
@@ -234,7 +236,7 @@ class SplitSchedule:
                 oracle.fail(32, f"{at_first} became {formations()}, and phases alone were others")
         if oracle.by_phase:
             self._check_by_phase(range(self.arrivals))
-        world.clock.run(max(world.clock.now_s, TROUBLED_S))
+        world.clock.run(max(world.clock.now_s, TROUBLED_S + (OVER_S if self.trouble else 0.0)))
         world.clock.run(world.clock.now_s + QUIET_S, oracle.serves)
         oracle.check_serves()
         oracle.check_phases()

@@ -47,7 +47,7 @@ MISTAKE_SEEDS = {
 AHEAD = 25
 CROWDS = 8
 DEPARTING = 45
-SPLIT = int(os.environ.get("SHUNT_SIMULATION_SPLITS", "40"))
+SPLIT = 40
 PURE = (
     "services.common.generation",
     "services.common.prefix",

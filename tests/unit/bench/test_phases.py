@@ -7,7 +7,7 @@ def test_the_same_seed_gives_the_same_requests_and_another_one_others() -> None:
     assert load != requests(4, 30, 2.0)
     assert [one.at_s for one in load] == sorted(one.at_s for one in load)
     assert {one.kind for one in load} == {"conversation", "code"}
-    assert all(one.body["max_tokens"] >= 2 for one in load)
+    assert all(one.body["max_tokens"] >= 4 for one in load)
 
 
 def test_an_answer_counts_when_it_is_within_both_targets() -> None:
