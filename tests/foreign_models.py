@@ -45,6 +45,12 @@ FOREIGN: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "head_dim": 8,
     },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 8,
+        "sliding_window": 9,
+    },
 }
 """Families by model type: what each has beside the usual sizes."""
 _WIDE = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32}
@@ -55,6 +61,7 @@ FOREIGN_ON_VLLM: dict[str, dict[str, Any]] = {
     "opt": {**_WIDE, "word_embed_proj_dim": 128, "ffn_dim": 96},
     "gpt2": {**_WIDE, "n_embd": 128},
     "gemma": _WIDE,
+    "gpt_oss": _WIDE,
 }
 """Families that are computed on vLLM, with heads that it has kernels for."""
 

@@ -225,3 +225,25 @@ def quantised(name: str, **changes: Any) -> tuple[dict[str, Any], Parts, Parts]:
         stored |= {stem + ending: part for ending, part in parts.items()}
         plain[tensor_name] = meant.bfloat16()
     return {**config, "quantization_config": dict(way.settings)}, stored, plain
+
+
+_MXFP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+"""What three bits stand for, without the sign's (OCP Microscaling Formats 1.0, §5.3.3)."""
+
+
+def in_mxfp4(tensors: Mapping[str, Tensor]) -> Parts:
+    """A gpt-oss' tensors with its experts' matrices [expert, in, out] as gpt-oss keeps them: two
+    numbers a byte, `_blocks` [expert, out, in / 32, 16], and a power of two for each 32, `_scales`
+    [expert, out, in / 32]."""
+    found: Parts = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            found[name] = tensor
+            continue
+        groups = tensor.float().transpose(1, 2).unflatten(2, (-1, GROUP))
+        exponents = torch.floor(torch.log2(groups.abs().amax(3))) - 2
+        scaled = groups / 2 ** exponents[..., None]
+        numbers = (scaled.abs()[..., None] - _MXFP4).abs().argmin(-1) | (scaled < 0).long() << 3
+        found[f"{name}_blocks"] = (numbers[..., ::2] | numbers[..., 1::2] << 4).to(torch.uint8)
+        found[f"{name}_scales"] = (exponents + 127).to(torch.uint8)
+    return found

@@ -82,6 +82,8 @@ def _limits(how: Quantisation, given: Mapping[str, Any]) -> Iterator[Limit]:
         yield Limit(f"gptq of {how.bits} bits has no kernel there", "CPU")
     if how.method == "fp8":
         yield Limit("fp8 with a scale a matrix or a block needs AMX there", "CPU without AMX")
+    if how.method == "mxfp4":
+        yield Limit("experts in mxfp4 need AMX there", "CPU without AMX")
     if how.method == "compressed-tensors":
         packed = _packed_bits(given)
         if packed:

@@ -30,7 +30,7 @@ _LAYER = re.compile(
 )
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,3})\.(.+)", re.ASCII)
 _TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
-_EMBEDDINGS = (*_TOKENS, "embed_positions", "wpe", "word_embeddings_layernorm")
+_EMBEDDINGS = (*_TOKENS, "embedding", "embed_positions", "wpe", "word_embeddings_layernorm")
 _HEADS = ("lm_head", "embed_out", "output_layer", "output")
 
 

@@ -21,8 +21,9 @@ from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import write_checkpoint
+from tests.foreign_models import FOREIGN_ON_VLLM, read_config, save_model
 from tests.pipelines import Pipeline
-from tests.quantised_models import quantised
+from tests.quantised_models import in_mxfp4, quantised
 from tests.references import check_ids
 from tests.vllm.conftest import Stored
 
@@ -85,6 +86,30 @@ def test_what_has_no_kernel_on_this_device_is_refused_with_its_reason(
     with pytest.raises(FailedPrecondition, match=REFUSED[name]) as refused:
         model.stage()
     assert refused.value.field == "quantization_config"
+
+
+def test_experts_in_mxfp4_are_stored_and_refused_on_a_cpu_without_amx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    plain = save_model("gpt_oss", tmp_path / "plain", **FOREIGN_ON_VLLM["gpt_oss"])
+    config = read_config(tmp_path / "plain") | {"quantization_config": {"quant_method": "mxfp4"}}
+    tensors = in_mxfp4(plain)
+    assert tensors["model.layers.0.mlp.experts.down_proj_blocks"].shape == (4, 128, 3, 16)
+    with closing(open_source(write_checkpoint(tmp_path / "source", config, tensors))) as source:
+        digest = import_checkpoint(source, DirectoryBackend(tmp_path / "store"), "m").digest
+    model = Stored(config, tensors, ModelRef("m", digest), tmp_path / "store")
+    with pytest.raises(FailedPrecondition, match="experts in mxfp4 need AMX") as refused:
+        model.stage()
+    assert refused.value.field == "quantization_config"
+    scale = "model.layers.1.mlp.experts.gate_up_proj_scales"
+    del tensors[scale]
+    with (
+        closing(open_source(write_checkpoint(tmp_path / "less", config, tensors))) as source,
+        pytest.raises(InvalidArgument) as lacking,
+    ):
+        import_checkpoint(source, DirectoryBackend(tmp_path / "store"), "n")
+    assert lacking.value.field == scale
 
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "compressed int4"])

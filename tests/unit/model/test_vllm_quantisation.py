@@ -68,6 +68,7 @@ PLACES: tuple[tuple[Device, str], ...] = (
         (GPTQ, "yes yes no yes no"),
         ({**GPTQ, "bits": 8}, "no no no yes no"),
         (FP8, "no yes no yes no"),
+        ({"quant_method": "mxfp4"}, "no yes no yes no"),
         (_compressed("pack-quantized", 4), "yes yes no yes yes"),
         (_compressed("pack-quantized", 8), "no no no yes yes"),
         (_compressed("int-quantized", 8), "yes yes yes yes yes"),

@@ -61,10 +61,22 @@ struct StoreGated {
   }
 };
 
+// How far ahead of a weight that is read for the first time more of it is sent for, in bytes, where
+// M rows are multiplied by B column blocks; 0: the processor looks far enough ahead by itself.
+// Measured on Zen 4, so other levels go without.
+template <int M, int B>
+constexpr int64_t bytes_ahead() {
+#if defined(__AVX512BF16__)
+  return B == 4 ? 1152 : M >= 5 ? 6144 : 0;
+#else
+  return 0;
+#endif
+}
+
 // Sums over a part of K, from step to step.
 template <class T, int M, int B>
 inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, int64_t from,
-                     int64_t to, F (&acc)[M][2 * B]) {
+                     int64_t to, bool unread, F (&acc)[M][2 * B]) {
   const int64_t stride = k * kColumns;
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
@@ -75,6 +87,10 @@ inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, 
 #pragma GCC unroll 8
     for (int b = 0; b < B; b++) {
       const typename T::E* p = w + b * stride + s * kColumns * T::kStep;
+      if (constexpr int64_t ahead = bytes_ahead<M, B>(); ahead && unread) {
+        __builtin_prefetch((const char*)p + ahead, 0, 2);
+        __builtin_prefetch((const char*)p + ahead + 64, 0, 2);
+      }
       weight[2 * b] = load_step(p);
       weight[2 * b + 1] = load_step(p + kLanes * T::kStep);
     }
@@ -89,11 +105,11 @@ inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, 
 
 template <class T, int M, int B, class Store>
 void linear_tile(const typename T::E* x, int64_t k, int64_t parts, const typename T::E* w,
-                 int64_t row, int64_t block, const Store& put) {
+                 int64_t row, int64_t block, bool unread, const Store& put) {
   F acc[M][2 * B], held[kParts / 2][M][2 * B];  // held: of one part, of two, waiting for others
   const int64_t steps = k / T::kStep / parts;
   for (int64_t part = 0; part < parts; part++) {
-    sum_part<T, M, B>(x, k, w, part * steps, (part + 1) * steps, acc);
+    sum_part<T, M, B>(x, k, w, part * steps, (part + 1) * steps, unread, acc);
     int64_t level = 0;
     for (int64_t rest = part; rest & 1; rest >>= 1, level++)
 #pragma GCC unroll 16
@@ -113,9 +129,10 @@ void linear_tile(const typename T::E* x, int64_t k, int64_t parts, const typenam
 // The tile of m rows, m known to the compiler.
 template <class T, int B, int M = kTile, class Store>
 void linear_rows(int64_t m, const typename T::E* x, int64_t k, int64_t parts,
-                 const typename T::E* w, int64_t row, int64_t block, const Store& put) {
-  if (m == M) return linear_tile<T, M, B>(x, k, parts, w, row, block, put);
-  if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, parts, w, row, block, put);
+                 const typename T::E* w, int64_t row, int64_t block, bool unread,
+                 const Store& put) {
+  if (m == M) return linear_tile<T, M, B>(x, k, parts, w, row, block, unread, put);
+  if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, parts, w, row, block, unread, put);
 }
 
 // Sums over this many elements go through the matrix unit, where there is one.
@@ -147,11 +164,12 @@ void linear(const typename T::E* x, int64_t rows, int64_t k, int64_t parts,
       for (int64_t r = first; r < first + chunk; r += height) {
         const int64_t m = std::min(height, first + chunk - r);
         int64_t b = g * group;
-        const auto* weight = w + b * k * kColumns;
-        if (end - b == 4) return linear_rows<T, 4, 2>(m, x + r * k, k, parts, weight, r, b, put);
-        if (end - b == 2) return linear_rows<T, 2, 3>(m, x + r * k, k, parts, weight, r, b, put);
+        const auto *from = x + r * k, *weight = w + b * k * kColumns;
+        const bool unread = r == first;
+        if (end - b == 4) return linear_rows<T, 4, 2>(m, from, k, parts, weight, r, b, unread, put);
+        if (end - b == 2) return linear_rows<T, 2, 3>(m, from, k, parts, weight, r, b, unread, put);
         for (; b < end; b++)
-          linear_rows<T, 1>(m, x + r * k, k, parts, w + b * k * kColumns, r, b, put);
+          linear_rows<T, 1>(m, from, k, parts, w + b * k * kColumns, r, b, unread, put);
       }
     });
   }
