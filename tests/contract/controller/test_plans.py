@@ -85,7 +85,7 @@ async def test_a_plan_goes_on_over_a_restart(world: World) -> None:
         ("gaps", "stages[1].layers"),
         ("other layers", "the model has 6 layers"),
         ("other model", "deployments[0].model"),
-        ("phase", "engines do whole generations"),
+        ("phase", "one of both, prefill, decode"),
     ],
 )
 async def test_a_plan_that_cannot_be_is_refused_with_its_field(
@@ -98,7 +98,7 @@ async def test_a_plan_that_cannot_be_is_refused_with_its_field(
         "gaps": plan_json(status, {"a": [0, 3], "b": [4, 6]}),
         "other layers": plan_json(status, {"a": [0, 5]}),
         "other model": plan_json(status, {"a": [0, 6]}).replace(status.model.model_id, "other"),
-        "phase": plan_json(status, {"a": [0, 6]}, phase="prefill"),
+        "phase": plan_json(status, {"a": [0, 6]}, phase="half"),
     }
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await apply(world, texts.get(text, text))
