@@ -13,6 +13,7 @@ import pytest
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.key_rings import KeyRing
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -25,6 +26,7 @@ async def mesh() -> AsyncIterator[FakeMesh]:
 @pytest.fixture
 async def router(mesh: FakeMesh) -> AsyncIterator[RunningDoors]:
     async with mesh.router(recover_s=5.0, route_wait_s=0.5) as router:
+        await until(lambda: router.router.ready)
         yield router
 
 
@@ -43,6 +45,7 @@ async def keyed(mesh: FakeMesh, ring: KeyRing, tmp_path: Path) -> AsyncIterator[
     """A router that asks for keys."""
     settings = {"keys": ring.path, "files": str(tmp_path / "files")}
     async with mesh.router(recover_s=5.0, route_wait_s=0.5, **settings) as router:
+        await until(lambda: router.router.ready)
         yield router
 
 

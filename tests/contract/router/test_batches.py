@@ -32,6 +32,7 @@ def files(tmp_path: Path) -> str:
 @pytest.fixture
 async def router(mesh: FakeMesh, files: str) -> AsyncIterator[RunningDoors]:
     async with mesh.router(files=files, route_wait_s=0.5, **FAST) as router:
+        await until(lambda: router.router.ready)
         yield router
 
 

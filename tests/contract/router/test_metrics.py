@@ -20,6 +20,8 @@ from tests.key_rings import KeyRing
 from tests.waiting import until
 
 LABELS = {"model": "tiny"}
+REQUESTS = "shunt_router_tenant_requests_total"
+TOKENS = "shunt_router_tenant_tokens_total"
 
 
 def _first_tokens() -> float:
@@ -152,10 +154,14 @@ async def test_no_label_is_of_a_request(http: httpx.AsyncClient, ask: Any) -> No
 async def test_a_tenant_counts_by_name_until_there_are_too_many(
     mesh: FakeMesh, ring: KeyRing, ask: Any
 ) -> None:
-    def counted(tenant: str, of: str) -> float:
-        labels = {"tenant": tenant, "of": of}
-        return REGISTRY.get_sample_value("shunt_router_tenant_tokens_total", labels) or 0.0
+    def counted(tenant: str) -> dict[str, float]:
+        labels = {"tenant": tenant}
+        counts = {"requests": REGISTRY.get_sample_value(REQUESTS, labels)}
+        for of in ("prompt", "answer"):
+            counts[of] = REGISTRY.get_sample_value(TOKENS, {**labels, "of": of})
+        return {of: count or 0.0 for of, count in counts.items()}
 
+    before = {name: counted(name) for name in ("named", "other", "late")}
     ring.add("named")
     ring.add("late")
     async with mesh.router(keys=ring.path, metrics_tenants=1) as router:
@@ -163,9 +169,7 @@ async def test_a_tenant_counts_by_name_until_there_are_too_many(
         async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             told = [await ask(client, headers=ring.shown(name)) for name in ("named", "late")]
     usage = told[0].usages[0]
+    one = {"requests": 1, "prompt": usage["prompt_tokens"], "answer": usage["completion_tokens"]}
     for name in ("named", "other"):
-        assert counted(name, "prompt") == usage["prompt_tokens"]
-        assert counted(name, "answer") == usage["completion_tokens"]
-        requests = REGISTRY.get_sample_value("shunt_router_tenant_requests_total", {"tenant": name})
-        assert requests == 1
-    assert counted("late", "answer") == 0
+        assert {of: count - before[name][of] for of, count in counted(name).items()} == one
+    assert counted("late") == before["late"]
