@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import signal
@@ -28,6 +27,7 @@ from rich.progress import Progress
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from bench.bounds import rate_bound_95
 from bench.moves import History, Move, Strike, pause_s
 from services.common import channels
@@ -352,11 +352,7 @@ async def _main(arguments: argparse.Namespace) -> int:
                 drains=arguments.drains,
                 streams=arguments.streams,
             )
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     return 1 if report["failed"] or report["different"] else 0
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from services.common import channels
 from services.common.roles import Role
 
@@ -220,11 +221,7 @@ async def _main(arguments: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="shunt-crowd-") as data_dir:
             async with meshes.running(Path(data_dir), routers=arguments.routers) as mesh:
                 report = await run(mesh, **options)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     moved = report["epochs_granted"] and not report["nodes_lost"]
     return 1 if report["failed"] or report["texts_that_differ"] or moved else 0
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -31,6 +30,7 @@ import httpx
 import psycopg
 
 from bench import mesh as meshes
+from bench import written
 from bench.bounds import rate_bound_95
 from services.cli.mesh_directory import MeshDirectory, ServiceRecord
 from services.common import channels
@@ -320,11 +320,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="shunt-failover-") as directory:
         work = run(Path(directory), arguments.faults, arguments.streams, arguments.tokens)
         report = asyncio.run(work)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
+    written.show(report, arguments.out)
     lost = report["grants_gone_back"] + report["journal_not_a_prefix"]
     return 1 if report["failed"] + report["differ"] + lost else 0
 

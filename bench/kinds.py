@@ -29,6 +29,7 @@ import httpx
 from rich.progress import Progress
 
 from bench import mesh as meshes
+from bench import written
 from bench.bounds import rate_bound_95
 
 BEGUN = 4
@@ -292,11 +293,7 @@ async def _main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="shunt-kinds-") as directory:
         async with meshes.running(Path(directory) / "mesh", routers=2) as mesh:
             report = await run(mesh, kills=arguments.kills, seed=arguments.seed)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     return 1 if report["failures"] or report["differences"] else 0
 
 

@@ -29,6 +29,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from bench.spares import until_warm
 from services.common import channels
 from services.common.roles import Role
@@ -188,11 +189,7 @@ async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[s
 
 async def _main(arguments: argparse.Namespace) -> int:
     report = await run(arguments.pairs, arguments.contexts, arguments.store)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
 

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from bench import crowd
+from bench import crowd, written
 from bench import mesh as meshes
 
 ANSWER_TOKENS = 64
@@ -323,11 +323,7 @@ async def _main(options: argparse.Namespace) -> int:
         given = ("--keys", str(file))
         async with meshes.running(data_dir, env=env, options=given) as mesh:
             report = await run(mesh, admin_port, keys, options)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    written.show(report, options.out)
     return 1 if report["overload"]["failures"] or report["epochs_granted"] else 0
 
 

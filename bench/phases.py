@@ -27,6 +27,7 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from bench.kv import WORDS
 from services.common import channels
 from services.common.roles import Role
@@ -218,11 +219,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 async def _main(arguments: argparse.Namespace) -> int:
     report = await run(arguments)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
 

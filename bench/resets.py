@@ -31,6 +31,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from bench.router import Bench, opened
 from services.common import channels
 from services.common.roles import Role
@@ -189,11 +190,7 @@ async def _main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="shunt-resets-") as directory:
         async with meshes.running(Path(directory), env=env) as mesh:
             report = await run(mesh, admin_port, options.count)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    written.show(report, options.out)
     doors = (part for part in report.values() if isinstance(part, dict))
     return int(any(count for door in doors for count in door["left"].values()))
 

@@ -30,6 +30,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
+from bench import written
 from services.cli.key_files import add_key
 from services.common import api_keys, channels
 from services.common.exchange import GenerateCall, Route
@@ -243,11 +244,7 @@ async def _main(arguments: argparse.Namespace) -> None:
                 started = ("--keys", str(file))
             async with meshes.running(Path(directory) / "mesh", options=started) as mesh:
                 report = await run(mesh, key=key, **options)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
 
 
 if __name__ == "__main__":

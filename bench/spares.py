@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import httpx
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
-from bench import chaos
+from bench import chaos, written
 from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
@@ -162,11 +161,7 @@ async def run(kills: int, seed: int, max_tokens: int) -> dict[str, Any]:
 
 async def _main(arguments: argparse.Namespace) -> int:
     report = await run(arguments.kills, arguments.seed, arguments.max_tokens)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
+    written.show(report, arguments.out)
     meshes_ = (report["without"], report["with_one"])
     return 1 if any(one["failed"] or one["different"] for one in meshes_) else 0
 
