@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from schedules import Schedule, main
+from schedules import Schedule, table
+from seeds import program
 
 
 class CopyingSchedule(Schedule):
@@ -17,5 +16,4 @@ class CopyingSchedule(Schedule):
 
 
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience, CopyingSchedule) > 0)
+    program(CopyingSchedule, lambda schedule: schedule.hits, table)

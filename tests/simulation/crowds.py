@@ -8,11 +8,11 @@ go unanswered, too. Run as a program with seeds it prints the first violation.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from random import Random
 
 from oracles import Oracle
+from seeds import program
 
 from services.common.generation import GenerationRequest, Sampling
 from services.router.core.follower_settings import FollowerSettings
@@ -98,22 +98,5 @@ class Crowd:
         oracle.check_serves()
 
 
-def main(first: int, count: int, patience: int) -> int:
-    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
-    broken = 0
-    for seed in range(first, first + count):
-        crowd = Crowd(seed)
-        try:
-            crowd.run()
-            print(f"seed {seed}: {crowd.readers} readers, {crowd.world.clock.now_s:.0f} s")
-        except Exception as error:
-            broken += 1
-            print(f"seed {seed}: {type(error).__name__}: {error}")
-        if broken == patience:
-            break
-    return broken
-
-
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience) > 0)
+    program(Crowd, lambda crowd: {"readers": crowd.readers})

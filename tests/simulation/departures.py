@@ -10,12 +10,12 @@ before. Run as a program with seeds it prints the first violation.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from random import Random
 
 from oracles import Oracle
+from seeds import program
 from watch import judged
 
 from services.common.generation import GenerationRequest, PriorityClass, Sampling
@@ -135,26 +135,12 @@ class Departing:
         oracle.check_rest()
 
 
-def main(first: int, count: int, patience: int) -> int:
-    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
-    broken, seen = 0, Counter[str]()
-    for seed in range(first, first + count):
-        schedule = Departing(seed)
-        try:
-            schedule.run()
-        except Exception as error:
-            broken += 1
-            print(f"seed {seed}: {type(error).__name__}: {error}")
-        seen["departures"] += schedule.oracle.departures
-        seen["stayed"] += schedule.oracle.stayed
-        seen["moved"] += sum(schedule.oracle.planned.values())
-        seen[schedule.trouble] += 1
-        if broken == patience:
-            break
-    print(dict(seen))
-    return broken
+def _happened(schedule: Departing) -> Counter[str]:
+    oracle = schedule.oracle
+    moved = sum(oracle.planned.values())
+    by_end = {"departures": oracle.departures, "stayed": oracle.stayed, "moved": moved}
+    return Counter({**by_end, schedule.trouble: 1})
 
 
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience) > 0)
+    program(Departing, _happened)

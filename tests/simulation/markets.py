@@ -6,8 +6,6 @@ Run as a program with seeds it prints how often each thing happened, or the firs
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +13,7 @@ from math import nan
 from random import Random
 
 from oracles import Oracle
+from seeds import program
 from watch import judged
 
 from services.common.demand import Demand
@@ -432,25 +431,9 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
 EVENTS = tuple(name for name in HAPPENINGS if name not in ("crash_in_change", "spends", "advised"))
 
 
-def main(first: int, count: int, patience: int) -> int:
-    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
-    happened: Counter[str] = Counter()
-    broken = 0
-    for seed in range(first, first + count):
-        schedule = MarketSchedule(seed)
-        try:
-            schedule.run()
-        except Exception as error:
-            broken += 1
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"seed {seed}: {type(error).__name__}: {error} ({where.name})")
-        happened += schedule.happened + Counter(plans=len(schedule.oracle.chosen))
-        if broken == patience:
-            break
-    print(happened)
-    return broken
+def _happened(schedule: MarketSchedule) -> Counter[str]:
+    return schedule.happened + Counter(plans=len(schedule.oracle.chosen))
 
 
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience) > 0)
+    program(MarketSchedule, _happened)

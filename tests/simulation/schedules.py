@@ -5,8 +5,6 @@ Run as a program with seeds it prints the table fault × phase, or the first vio
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
 from oracles import Oracle
 from phases import PHASES, phase_of
 from plans import Plans
+from seeds import program
 from strangers import Stranger
 from watch import judged
 
@@ -344,25 +343,6 @@ class Schedule:
         oracle.check_rest()
 
 
-def main(first: int, count: int, patience: int, kind: type[Schedule] = Schedule) -> int:
-    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
-    hits: Counter[tuple[str, str]] = Counter()
-    broken = 0
-    for seed in range(first, first + count):
-        schedule = kind(seed)
-        try:
-            schedule.run()
-        except Exception as error:
-            broken += 1
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"seed {seed}: {type(error).__name__}: {error} ({where.name})")
-        hits += schedule.hits
-        if broken == patience:
-            break
-    print(table(hits))
-    return broken
-
-
 def table(hits: Counter[tuple[str, str]]) -> str:
     """Fault × phase: how often each fault struck a generation in each phase."""
     lines = [f"{'':10}" + "".join(f"{phase:>11}" for phase in PHASES)]
@@ -372,5 +352,4 @@ def table(hits: Counter[tuple[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience) > 0)
+    program(Schedule, lambda schedule: schedule.hits, table)

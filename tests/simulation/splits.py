@@ -9,12 +9,12 @@ and what comes then goes by the phases. Run as a program with seeds it prints th
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from random import Random
 
 from oracles import Oracle
+from seeds import program
 from watch import judged
 
 from services.common.generation import GenerationRequest, Sampling
@@ -271,25 +271,10 @@ class SplitSchedule:
                 self.oracle.check_by_phase(name, len(client.ids[0]))
 
 
-def main(first: int, count: int, patience: int) -> int:
-    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
-    broken, seen = 0, Counter[str]()
-    for seed in range(first, first + count):
-        schedule = SplitSchedule(seed)
-        try:
-            schedule.run()
-        except Exception as error:
-            broken += 1
-            print(f"seed {seed}: {type(error).__name__}: {error}")
-        seen["handed on"] += schedule.oracle.handed_on.total()
-        seen["flips"] += schedule.flips
-        seen[schedule.trouble] += 1
-        if broken == patience:
-            break
-    print(dict(seen))
-    return broken
+def _happened(schedule: SplitSchedule) -> Counter[str]:
+    handed_on = schedule.oracle.handed_on.total()
+    return Counter({"handed on": handed_on, "flips": schedule.flips, schedule.trouble: 1})
 
 
 if __name__ == "__main__":
-    first, count, patience = map(int, sys.argv[1:])
-    sys.exit(main(first, count, patience) > 0)
+    program(SplitSchedule, _happened)
