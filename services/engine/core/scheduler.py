@@ -52,7 +52,7 @@ class SchedulerSettings:
     depend on them."""
     share_prefixes: bool = True
     """Blocks whose ids are equal from the first on are one, and outlive their sequences."""
-    hurried_rows: int = 64
+    hurried_rows: int = 32
     """Most prompt rows of a step of tenants that would pause for another's next request, if it
     came: it waits for the steps in flight."""
 
@@ -243,8 +243,10 @@ class Scheduler:
         self._blocks.release([*found, *named, *fresh[len(named) :]])
 
     def next_step(self) -> Step | None:
-        """The next batch, or None when nothing may run before a step comes back."""
-        if len(self._flights) >= self._max_in_flight:
+        """The next batch, or None when nothing may run before a step comes back. One more than the
+        stages can work on at once is on its way where somebody is awaited: its rows are there when
+        the first stage is free."""
+        if len(self._flights) > self._max_in_flight:
             return None
         preemptions = self.preemptions
         self._admit()
@@ -252,7 +254,7 @@ class Scheduler:
         decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
         prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
         awaited = bool(prefilling) and len(running) < len(self._running)  # somebody pauses for it
-        if self._flights and not (awaited or self._worth_overlapping(decoding, prefilling)):
+        if self._flights and not (awaited or self._has_work_beside(decoding, prefilling)):
             return None
         decodes = self._choose_decodes(decoding, running)
         given = self._given(decodes)
@@ -315,9 +317,12 @@ class Scheduler:
             del self._by_key[key]
         return StepResult(tuple(tokens), stopped, accepted)
 
-    def _worth_overlapping(
+    def _has_work_beside(
         self, decoding: list[BatchedSequence], prefilling: list[BatchedSequence]
     ) -> bool:
+        """Enough for a step beside those in flight."""
+        if len(self._flights) >= self._max_in_flight:
+            return False
         rows = sum(s.remaining for s in prefilling)
         return (
             len(decoding) + len(prefilling) >= self._settings.min_overlap_sequences
@@ -337,6 +342,10 @@ class Scheduler:
                     return
                 self._preempt(gives)
                 continue
+            if len(self._slots) == 1 and self._turns.leaves_last_place(
+                sequence, self._running.values(), self._settings.max_sequences
+            ):
+                return
             self._turns.enters(sequence)
             self._sharing.enter(sequence, found)
             sequence.slot = heappop(self._slots)
