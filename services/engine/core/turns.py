@@ -18,8 +18,8 @@ from services.engine.core.sequence import BatchedSequence
 WELL_AHEAD = 2
 """Rounds that a tenant must have had more than another to pause for it: closer ones share steps,
 for a batch of both costs less than one of each."""
-KEPT_OF = 8
-"""A place is kept for who may come in a batch of so many, or more: it is little to lack then."""
+KEPT_OF = 32
+"""A place is kept for who may come in a batch of so many, or more: there it is little to lack."""
 LATELY_STEPS = 512
 """A tenant that asked no longer ago may ask again."""
 
@@ -110,16 +110,10 @@ class Turns:
         most = min(map(self._shares.round_of, self._asked)) + WELL_AHEAD
         return {s for s in reading if self._round(s) >= most}
 
-    def leaves_last_place(
-        self, sequence: BatchedSequence, running: Iterable[BatchedSequence], places: int
-    ) -> bool:
-        """The last place is kept from it, for another tenant that asked of late, has none, and for
-        which it would pause: steps in flight carry all that could give theirs up."""
-        if len(self._asked) < 2 or places < KEPT_OF:
-            return False
-        most = self._round(sequence) - WELL_AHEAD
-        behind = {tenant for tenant in self._asked if self._shares.round_of(tenant) <= most}
-        return bool(behind.difference(s.request.tenant for s in running))
+    def leaves_last_place(self, sequence: BatchedSequence, places: int) -> bool:
+        """The last place is kept from it for the next request of such another tenant: steps in
+        flight may carry all that could give theirs up, and who does is computed again."""
+        return places >= KEPT_OF and bool(self.hurried([sequence]))
 
     def gives_place(
         self, sequence: BatchedSequence, running: Iterable[BatchedSequence]
