@@ -174,7 +174,7 @@ def test_a_mistake_of_the_trace_is_told_with_its_line_and_field(
 def test_a_trace_that_begins_behind_the_horizon_is_told(write: Write, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("arrival_s,input,output\n200,1,1\n")
     path = write(workload={"trace": "trace.csv"})
-    with pytest.raises(InvalidArgument, match="workload.trace: its first request comes at 200 s"):
+    with pytest.raises(InvalidArgument, match=r"workload\.trace: its first request comes at 200 s"):
         read_scenario(path)
     for other in ({"concurrency": 1}, {"redrawn": True}, {"scale": 0.5}):
         read_scenario(write(workload={"trace": "trace.csv", **other}))
@@ -185,7 +185,7 @@ def test_a_trace_of_too_many_requests_is_refused_at_the_first_that_is_one_too_ma
 ) -> None:
     monkeypatch.setattr("simulator.fleet.workload.MAX_REQUESTS", 2)
     (tmp_path / "trace.csv").write_text("arrival_s,input,output\n" + "1,1,1\n" * 3)
-    with pytest.raises(InvalidArgument, match="trace.csv:4: arrival_s: more than 2 requests"):
+    with pytest.raises(InvalidArgument, match=r"trace\.csv:4: arrival_s: more than 2 requests"):
         read_scenario(write(workload={"trace": "trace.csv"}))
     assert len(read_scenario(write(workload={"trace": "trace.csv", "limit": 1})).trace) == 1
 
