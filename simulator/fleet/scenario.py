@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import inf
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.nodes import NodeShape
@@ -55,11 +55,38 @@ class GeneratorRow(Row):
     output_cv: Variation = 1.0
 
 
+class RateRow(Row):
+    """Requests a second from a time on."""
+
+    at_s: float = Field(ge=0, le=MAX_HORIZON_S, allow_inf_nan=False)
+    rps: float = Field(ge=0, le=1e6, allow_inf_nan=False)
+
+
+class FlowRow(Row):
+    """Requests as amounts and rates, all of them alike."""
+
+    rates: tuple[RateRow, ...] = Field(min_length=1, max_length=10_000)
+    """In the order of their times; none come before the first."""
+    input_mean: Tokens
+    output_mean: Tokens
+
+    @field_validator("rates")
+    @classmethod
+    def _in_order(cls, rates: tuple[RateRow, ...]) -> tuple[RateRow, ...]:
+        for number, (before, one) in enumerate(pairwise(rates), 1):
+            if one.at_s <= before.at_s:
+                raise ValueError(f"{number}.at_s: {one.at_s:g} does not come after {before.at_s:g}")
+        if not any(one.rps for one in rates):
+            raise ValueError("no request comes")
+        return rates
+
+
 class WorkloadRow(Row):
-    """A trace, or a generator, or one that is fitted to a trace."""
+    """A trace, or a generator, or one that is fitted to a trace, or a flow."""
 
     trace: Path_ | None = None
     generator: GeneratorRow | None = None
+    flow: FlowRow | None = None
     redrawn: bool = False
     """Of the trace only arrival rate, lengths and their variation count: requests are drawn."""
     scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -75,8 +102,10 @@ class WorkloadRow(Row):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.trace is None) == (self.generator is None):
-            raise ValueError("a workload has a trace or a generator")
+        if [self.trace, self.generator, self.flow].count(None) != 2:
+            raise ValueError("a workload has a trace, a generator or a flow")
+        if self.flow is not None and not {"flow", "places"}.issuperset(self.model_fields_set):
+            raise ValueError("with a flow goes nothing but places")
         if self.redrawn and self.trace is None:
             raise ValueError("what is redrawn is a trace")
         return self
@@ -324,9 +353,9 @@ def _trace(path: Path, document: ScenarioDocument) -> tuple[Request, ...]:
 
 def _workload(document: ScenarioDocument, trace: tuple[Request, ...]) -> Workload:
     """What placement is told of it: means, and no rate, for that is measured."""
-    generator = document.workload.generator
-    if generator is not None:
-        return Workload(round(generator.input_mean), round(generator.output_mean))
+    drawn = document.workload.generator or document.workload.flow
+    if drawn is not None:
+        return Workload(round(drawn.input_mean), round(drawn.output_mean))
     count = len(trace)
     return Workload(
         max(1, round(sum(one.input for one in trace) / count)),
