@@ -200,13 +200,14 @@ def assess(
     """The moves from what is left to what is wanted, and what they gain and cost; new pipelines
     take the problem's nodes."""
     costs, held = problem.costs, held_by(problem, change)
-    kept = [p for p in wanted if p in left]
-    fresh = [p for p in wanted if p not in left]
+    there = frozenset(left)
+    kept = [p for p in wanted if p in there]
+    fresh = [p for p in wanted if p not in there]
     staying = {node_id for p in kept for node_id in p.node_ids}
     free = [node for node in problem.nodes if node.node_id not in staying]
     fresh = list(remap(costs.model, fresh, free, held))
-    moved_back = [p for p in fresh if p in left]
-    kept, fresh = [*kept, *moved_back], [p for p in fresh if p not in left]
+    moved_back = [p for p in fresh if p in there]
+    kept, fresh = [*kept, *moved_back], [p for p in fresh if p not in there]
     pipelines = (*kept, *fresh)
     moves = node_moves(costs.model, pipelines, held, change.load_bytes_per_s)
     ready_in_s = change.ready_in_s
@@ -215,7 +216,8 @@ def assess(
     )
     handovers = _handovers(problem, change, pipelines, kept)
     serve_s = load_s + max((one.handover_s for one in handovers), default=0.0)
-    ended = [p for p in left if p not in kept]
+    stay = frozenset(kept)
+    ended = [p for p in left if p not in stay]
     new_rate = sum(estimate_pipeline(costs, p).throughput_rps for p in fresh)
     old_rate = sum(estimate_pipeline(costs, p).throughput_rps for p in ended)
     gained = (new_rate - old_rate) * change.horizon_s
