@@ -145,7 +145,6 @@ class LedgerRuntime:
         while True:
             self._check_usable()
             self._check_room()
-            left = self._ledger.formation_of(question.generation_id)
             try:
                 outcome = self._ledger.resume(
                     question, self._heads(), self._clock(), self._coming()
@@ -155,6 +154,7 @@ class LedgerRuntime:
                 raise
             try:
                 if outcome is not None:
+                    left = self._ledger.formation_left(question.generation_id)
                     return self._with_source(await self._settle(outcome), left, question.handed_on)
                 self._check_deployed(question)
                 left_s = give_up_s - self._clock()
@@ -166,8 +166,8 @@ class LedgerRuntime:
                 raise
 
     def _with_source(self, grant: Grant, left: str, handed_on: bool) -> Grant:
-        """Says where blocks may be had of a formation that it has just left, or that handed it
-        on."""
+        """Says where blocks may be had of the formation that it left for this one, or that handed
+        it on, as often as its reader asks."""
         if grant.head is None or grant.head.formation_id == left:
             return grant
         return replace(grant, kv_source=self._kv_source(left, handed_on))

@@ -278,7 +278,6 @@ class SimulatedController(Process):
         if reply.given_up:
             self.ledger.left(question.generation_id, now_s)
             return
-        left = self.ledger.formation_of(question.generation_id)
         try:
             heads, coming = self.cluster.view.heads(now_s), self.cluster.view.coming()
             outcome = self.ledger.resume(question, heads, now_s, coming)
@@ -287,6 +286,7 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
+            left = self.ledger.formation_left(question.generation_id)
             self._commit(outcome, partial(self._grant, reply, question.generation_id, left))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)

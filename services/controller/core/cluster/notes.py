@@ -189,6 +189,7 @@ def _pipeline(pipeline: Pipeline) -> Fields:
         "seats": [_seat(seat) for seat in pipeline.seats],
         "formation": _formation(pipeline.formation),
         "drains": pipeline.drains,
+        "departs": pipeline.departing,
         "retiring": pipeline.retiring,
     }
 
@@ -249,6 +250,8 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
     if formation is not None and (item["drains"] or item["retiring"]):
         drains = HandoverState.DRAINING if item["drains"] else HandoverState.PREPARING
         pipeline.handover = Handover(formation.formation_id, state=drains)
+    if item.get("departs", False):  # once it was not told
+        pipeline.depart_again()
     pipeline.down_since_s = None if pipeline.is_ready else now_s
     return pipeline
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
+from sys import float_info
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeShape
@@ -191,7 +192,7 @@ class Pipeline(Noun):
     """When it was first found that the plan lacks it."""
     departs_s: float = inf
     """Until then its formation ends what it has, or hands it on piece by piece, and takes nothing
-    new; not noted, for it is found again."""
+    new."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -309,6 +310,11 @@ class Pipeline(Noun):
         need(self.is_ready, f"{self.pipeline_id} does not serve and has nothing to go on with")
         self.departs_s = until_s
         self.touch()
+
+    def depart_again(self) -> None:
+        """It departed before a restart: its head takes nothing new, whatever becomes of its
+        nodes. Until when, who looks at these finds anew."""
+        self.departs_s = float_info.max
 
     def drain(self, sampled: int, now_s: float) -> tuple[Formation, int]:
         """Its formation is sealed; with how many tokens sampled since preparations began."""

@@ -494,10 +494,10 @@ class Ledger:
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def formation_of(self, generation_id: str) -> str:
-        """That holds the generation's epoch, or held it last; empty when none has."""
+    def formation_left(self, generation_id: str) -> str:
+        """That held the generation's epoch before the one that does now; empty when none did."""
         entry = self._entries.get(generation_id)
-        return entry.formation_id if entry is not None else ""
+        return entry.left_formation_id if entry is not None else ""
 
     def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""
