@@ -145,7 +145,13 @@ class ClusterRuntime:
         )
         self.market = self._fleet.market
         departures = Departures(
-            cluster, engines, journaled, events, handover=kv.handover, clock=clock
+            cluster,
+            engines,
+            journaled,
+            events,
+            kv=kv,
+            block_positions=cluster.settings.block_positions,
+            clock=clock,
         )
         self._formations = Formations(
             cluster, engines, departures, kv, begin=self._begin, stir=self._stir, clock=clock

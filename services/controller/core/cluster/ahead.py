@@ -43,9 +43,7 @@ def copy_ahead(
     if limit_s < _LEAST_S or not state.has_work(formation):
         return None
     pipeline.copy_ahead()
-    return [
-        CopyAhead(formation.formation_id, formation.members, followers, limit_s, waited_for)
-    ]
+    return [CopyAhead(formation.formation_id, formation.members, followers, limit_s, waited_for)]
 
 
 def prepare(state: State, pipeline: Pipeline) -> None:

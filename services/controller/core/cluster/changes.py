@@ -255,10 +255,13 @@ def _next(
     """It is drained, behind its blocks where these go ahead: to the one that waits for its nodes
     and serves as soon as it has them, for then its readers wait for that one."""
     followers: tuple[Member, ...] = ()
-    if follower is not None and follower.model == pipeline.model:
-        if _is_about_to_serve(state, follower, behind=pipeline):
-            followers = seated(state, follower, [seat.node_id for seat in follower.seats])
-    waited_for = len(followers) > 0
+    waited_for = (
+        follower is not None
+        and follower.model == pipeline.model
+        and _is_about_to_serve(state, follower, behind=pipeline)
+    )
+    if follower is not None and waited_for:
+        followers = seated(state, follower, [seat.node_id for seat in follower.seats])
     copies = copy_ahead(state, settings, pipeline, followers, now_s, waited_for=waited_for)
     if copies is not None:
         return copies

@@ -203,6 +203,7 @@ def _formation(formation: Formation | None) -> Fields | None:
         "kv_blocks": formation.kv_blocks,
         "state": formation.state,
         "numerics_class": formation.numerics_class,
+        "kv_block_bytes": formation.kv_block_bytes,
     }
 
 
@@ -318,5 +319,10 @@ def _formation_from(item: dict[str, Any] | None) -> Formation | None:
     )
     state = FormationState(item["state"])
     return Formation(
-        item["formation_id"], members, item["kv_blocks"], state, item["numerics_class"]
+        item["formation_id"],
+        members,
+        item["kv_blocks"],
+        state,
+        item["numerics_class"],
+        item.get("kv_block_bytes", 0),  # once it was not told
     )

@@ -37,6 +37,8 @@ class Formation:
     state: FormationState = FormationState.FORMING
     numerics_class: str = ""
     """Of its members' stages; they may hold others by now."""
+    kv_block_bytes: int = 0
+    """Of a full block of all its layers, once it stands; 0: its blocks go nowhere."""
 
     @property
     def forming(self) -> bool:
@@ -46,10 +48,10 @@ class Formation:
     def head(self) -> Member:
         return self.members[0]
 
-    def stand(self) -> None:
+    def stand(self, kv_block_bytes: int) -> None:
         """All members do."""
         need(self.forming, f"{self.formation_id} stands already")
-        self.state = FormationState.READY
+        self.state, self.kv_block_bytes = FormationState.READY, kv_block_bytes
 
 
 @dataclass(slots=True)
@@ -237,11 +239,11 @@ class Pipeline(Noun):
         need(not self.retiring, f"{self.pipeline_id} is retired and forms no more")
         self.formation = formation
 
-    def stand(self, now_s: float) -> float:
+    def stand(self, now_s: float, kv_block_bytes: int = 0) -> float:
         """Its formation is ready; for how long there was none."""
         need(self.formation is not None, f"{self.pipeline_id} has no formation to stand")
         if self.formation is not None:
-            self.formation.stand()
+            self.formation.stand(kv_block_bytes)
             self.touch()
         self.stalled, self.unlike = False, ""
         self.forms.succeed()

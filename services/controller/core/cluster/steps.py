@@ -33,6 +33,7 @@ from services.controller.core.cluster.spares import spares, suits
 from services.controller.core.cluster.state import State, match_shapes
 from services.controller.core.cluster.surplus import Surplus
 
+
 def steps(
     state: State,
     settings: ClusterSettings,

@@ -228,7 +228,11 @@ class View:
     def runs_at(self, formation_id: str) -> RunsAt | None:
         """What a formation serves; None for one that is not known."""
         pipeline = self._state.pipeline(formation_id)
-        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
+        if pipeline is None:
+            return None
+        formation = pipeline.formation
+        block_bytes = formation.kv_block_bytes if formation is not None else 0
+        return RunsAt(pipeline.pipeline_id, pipeline.model, block_bytes)
 
     def members(self, formation_id: str) -> tuple[Member, ...]:
         """Of a formation that lives; none of one that is not known."""

@@ -557,14 +557,18 @@ class Ledger:
 
     def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
         """Where the generations that run in a formation will rather go on, once they have left it,
-        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        each at a head of their arithmetic, at the one that was promised before if that serves; by
+        name. Left out: those that none would take now."""
         others = [head for head in heads if head.route.formation_id != formation_id]
         loads = {name: len(names) for name, names in self._running.items()}
         promised = {}
         for name in sorted(self._running.get(formation_id, ())):
             entry = self._entries[name]
             had = entry.classes[-1] if entry.classes else ""
-            head = best_head(entry.request, had, others, loads, _NOTHING, goes_on=True)
+            before = self._promised.get(name, "")
+            head = best_head(
+                entry.request, had, others, loads, _NOTHING, goes_on=True, promised=before
+            )
             if head is not None and head.numerics_class == had:
                 promised[name], there = head, head.route.formation_id
                 self._promised[name] = there
