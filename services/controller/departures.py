@@ -134,8 +134,9 @@ class Departures:
             if head is None:
                 pushes.stays(move.generation_id)
                 continue
-            members = kv_members(self._cluster.view.members(head.route.formation_id))
-            pushes.begin(move.generation_id, Heir(members, frozenset({move.generation_id})))
+            there = head.route.formation_id
+            members = kv_members(self._cluster.view.members(there))
+            pushes.begin(move.generation_id, Heir(members, frozenset({move.generation_id}), there))
 
     def _rates(self, runs_at: RunsAt, formation_id: str) -> Rates:
         """What moves cost now."""
@@ -175,7 +176,11 @@ class Departures:
         ahead = await self._engines.copy_ahead(
             source_of(name, action.members),
             action.head,
-            [Heir(kv_members(members[there]), frozenset(names)) for there, names in heirs.items()],
+            [
+                Heir(kv_members(members[there]), frozenset(names), there)
+                for there, names in heirs.items()
+                if members[there]
+            ],
             action.limit_s,
         )
         now_s = self._clock()

@@ -40,7 +40,7 @@ class Heads:
         over = slices.pop(0)
         if over < 0:
             raise Unavailable("away")
-        return WentAhead(1, over, 500, 0.1, over=not slices)
+        return WentAhead(1, over, size_bytes=500, took_s=0.1, over=not slices)
 
 
 async def pushed(blocks: dict[str, list[int]]) -> tuple[Pushes, Heads, Link]:
