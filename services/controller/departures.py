@@ -116,7 +116,11 @@ class Departures:
         ahead = await self._engines.copy_ahead(
             source_of(name, action.members),
             action.head,
-            [Heir(kv_members(members[there]), frozenset(names)) for there, names in heirs.items()],
+            [
+                Heir(kv_members(members[there]), frozenset(names), there)
+                for there, names in heirs.items()
+                if members[there]
+            ],
             action.limit_s,
         )
         self._events.add(

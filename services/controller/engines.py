@@ -49,6 +49,8 @@ class Heir:
 
     members: tuple[KvMember, ...]
     generation_ids: frozenset[str]
+    formation_id: str = ""
+    """What they are by now, head first; empty: nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class WentAhead:
 
     rounds: int = 0
     blocks: int = 0
+    cached: int = 0
+    """Those of them that lie in the caches of a formation that serves."""
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
@@ -67,6 +71,7 @@ class WentAhead:
         return {
             "rounds": str(self.rounds),
             "blocks": str(self.blocks),
+            "cached": str(self.cached),
             "bytes": str(self.size_bytes),
             "took_s": f"{self.took_s:.3f}",
         }
@@ -184,6 +189,7 @@ class Engines:
                 engine_pb2.KvHeir(
                     members=map(wire.kv_member_to, heir.members),
                     generation_ids=sorted(heir.generation_ids),
+                    formation_id=heir.formation_id,
                 )
                 for heir in heirs
             ],
@@ -193,7 +199,7 @@ class Engines:
         with _domain_errors():
             stub = self._stub(head.address)
             said = await stub.CopyKv(request, timeout=limit_s + self._timeouts.drain_s)
-        return WentAhead(said.rounds, said.blocks, said.copied_bytes, said.copied_s)
+        return WentAhead(said.rounds, said.blocks, said.cached, said.copied_bytes, said.copied_s)
 
     async def cancel(
         self, address: str, generation_id: str, choice: int | None, reason: CancelReason

@@ -8,7 +8,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -28,7 +37,7 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
-from services.engine.core.actions import Action
+from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Lead, Leaving
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
@@ -87,6 +96,13 @@ class KvMoves(Protocol):
         came for it from process to process. None: not all of it, or not in time."""
         ...
 
+    async def cache(
+        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> Sequence[int]:
+        """The formation that the heir is has these lie in its caches: so many of each chain, from
+        its first on."""
+        ...
+
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
@@ -99,6 +115,8 @@ class Copied:
 
     rounds: int = 0
     blocks: int = 0
+    cached: int = 0
+    """Those of them that lie in caches."""
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
@@ -237,7 +255,7 @@ class Head:
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
-            copied.blocks = copying.blocks
+            copied.blocks, copied.cached = copying.blocks, copying.cached
             copied.size_bytes += size_bytes
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
@@ -264,8 +282,47 @@ class Head:
             for heir, of_heir in names.items()
         ]
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
-        copying.copied(ahead, {heir for heir, size in stored.items() if size is not None})
+        there = {heir for heir, size in stored.items() if size is not None}
+        copying.copied(ahead, there)
+        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
         return sum(size or 0 for size in stored.values())
+
+    async def _into_caches(
+        self,
+        copying: Copying,
+        chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
+        source: KvSource,
+        limit_s: float,
+    ) -> None:
+        """What heirs keep by now lies where it will be wanted, as far as they have room."""
+        asked = [
+            self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
+            for heir, of_heir in chains.items()
+        ]
+        for of_heir, cached in zip(chains.values(), await asyncio.gather(*asked), strict=True):
+            copying.lie(dict(zip(of_heir, cached, strict=False)))
+
+    async def take_ahead(
+        self,
+        formation_id: str,
+        source: KvSource,
+        chains: Sequence[Sequence[bytes]],
+        limit_s: float,
+    ) -> list[int]:
+        """Has blocks of sequences that are to come here lie in the caches; of each chain of names
+        so many do from the first on. Raises FailedPrecondition for another formation."""
+        formation = self._formation
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        number, due = self._batching.take_ahead(chains, source)
+        self._do(due)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while formation is self._formation and self._batching.awaits(number):
+                    self._changed.clear()
+                    await self._changed.wait()
+        scheduler = self.scheduler if formation is self._formation else None
+        return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
 
     async def _computed(self, formation: FormationPart) -> bool:
         """Waits until all steps that have departed are back; False: the formation ended before."""

@@ -17,7 +17,7 @@ from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.exchange import Checkpoint, Grant, KvSource, ResumeQuestion
+from services.common.exchange import Checkpoint, Grant, KvMember, KvSource, ResumeQuestion
 from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -602,7 +602,15 @@ class SimulatedController(Process):
                 head = promised.get(move.generation_id)
                 formation_id = head.route.formation_id if head is not None else ""
                 there.setdefault(formation_id, set()).add(move.generation_id)
-        heirs = tuple(Heir((), frozenset(names)) for names in there.values())
+        view = self.cluster.view
+        heirs = tuple(
+            Heir(
+                tuple(KvMember(m.address, m.incarnation, m.layers) for m in view.members(heir)),
+                frozenset(names),
+                heir,
+            )
+            for heir, names in there.items()
+        )
 
         def copied(_: Any) -> None:
             self.cluster.copied(name, self.clock.now_s)

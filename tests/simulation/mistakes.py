@@ -610,6 +610,20 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "what is there of a sequence to come is taken, and for nothing",
+        INCOMING,
+        "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",
+        "",
+        AHEAD,
+    ),
+    Mistake(
+        "blocks that a sequence to come finds are not taken for it",
+        SCHEDULER,
+        "        self._blocks.share(found)\n        return found\n",
+        "        return found\n",
+        AHEAD,
+    ),
+    Mistake(
         "what a silent stage may write to yet is given to another",
         INCOMING,
         "            self._scheduler.give_beginning(one.there, (), ())\n",

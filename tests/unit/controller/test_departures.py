@@ -45,7 +45,7 @@ class Head:
         self, source: KvSource, head: Any, heirs: Sequence[Heir], limit_s: float
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
-        return WentAhead(2, 30, 4000, 0.25)
+        return WentAhead(2, 30, 20, 4000, 0.25)
 
     def seen(self, _: str) -> list[Stream]:
         self.now_s += 0.2
@@ -162,11 +162,17 @@ async def test_blocks_go_ahead_to_the_head_that_was_promised_or_to_what_follows(
     ((formation, heirs, limit_s),) = head.copied
     assert (formation, limit_s) == ("f", 3.0)
     assert set(heirs) == {
-        Heir((follower("f2"),), frozenset({"few"})),
+        Heir((follower("f2"),), frozenset({"few"}), "f2"),
         Heir((follower("next"),), frozenset({"long"})),
     }
     (told,) = [e async for e in events.follow(1, wait=False) if e.kind == "blocks_went_ahead"]
-    assert told.attributes == {"rounds": "2", "blocks": "30", "bytes": "4000", "took_s": "0.250"}
+    assert told.attributes == {
+        "rounds": "2",
+        "blocks": "30",
+        "cached": "20",
+        "bytes": "4000",
+        "took_s": "0.250",
+    }
 
 
 async def test_nothing_goes_ahead_of_what_is_read_again() -> None:
