@@ -445,12 +445,14 @@ class ControllerSettings(ServiceSettings):
             return_s=self.replan_return_s,
             measured_s=min(self.replan_steady_s, self.workload_smooth_s / 2),
             counts_arrivals=not self.aim.is_plain,
+            counts_lengths=self.capabilities.weights_stay,
             anew=self.capabilities.uniform,
         )
 
     @property
     def succession(self) -> SuccessionSettings:
-        return SuccessionSettings(self.replan and not self.stages, self.sleep_s)
+        given = self.stages and not self.capabilities.weights_stay
+        return SuccessionSettings(self.replan and not given, self.sleep_s)
 
     @property
     def workloads(self) -> WorkloadSettings:

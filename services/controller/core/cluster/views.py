@@ -303,6 +303,15 @@ class View:
         left out."""
         return self._state.running()
 
+    def whole(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """Those of them that lack nobody: all their nodes are there."""
+        present = {node.node_id for node in self._state.staying() if node.present}
+        return tuple(
+            (model, pipeline)
+            for model, pipeline in self._state.running()
+            if present.issuperset(stage.node_id for stage in pipeline.stages)
+        )
+
     def planned_pipelines(self, model: ModelRef) -> int:
         """How many the plan has for a model."""
         return sum(pipeline.model == model for pipeline in self._state.wanted())
