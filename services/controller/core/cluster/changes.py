@@ -42,9 +42,11 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
 
 
 def must_load(state: State, plan: Plan) -> list[str]:
-    """Nodes and offers that the plan has load another stage than the running one, in its order."""
+    """Nodes and offers that the plan has load another stage than the running one, in its order;
+    what waits in both for a node that is gone loads no other."""
     if state.plan is None:
         return []
+    same = _matched(state, plan)
     sit = {
         node_id: seat.stage
         for pipeline in state.wanted()
@@ -54,6 +56,7 @@ def must_load(state: State, plan: Plan) -> list[str]:
     return [
         stage.node_id or stage.offer_id
         for deployment, pipeline in plan.pipelines()
+        if pipeline.pipeline_id not in same
         for stage in pipeline.stages
         if sit.get(stage.node_id) != HeldStage(deployment.model, stage.layers, stage.tp_degree)
     ]
@@ -62,16 +65,7 @@ def must_load(state: State, plan: Plan) -> list[str]:
 def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
     """The plan with names that mean one thing: what runs already has the name it runs by, and
     nothing else has a name that is in use. And which names those are."""
-    free = dict(state.pipelines)
-    names: dict[str, str] = {}
-    for deployment, planned in plan.pipelines():
-        rather = free.get(planned.pipeline_id)
-        candidates = ([rather] if rather is not None else []) + list(free.values())
-        for running in candidates:
-            if _equal(state, plan, deployment, planned, running):
-                names[planned.pipeline_id] = running.pipeline_id
-                del free[running.pipeline_id]
-                break
+    names = _matched(state, plan)
     kept = set(names.values())
     taken = kept | set(state.pipelines)
     for _, planned in plan.pipelines():
@@ -82,6 +76,21 @@ def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
             names[planned.pipeline_id] = name
             taken.add(name)
     return plan.renamed(names), kept
+
+
+def _matched(state: State, plan: Plan) -> dict[str, str]:
+    """Of pipelines of the plan that run already, what they run by."""
+    free = dict(state.pipelines)
+    names: dict[str, str] = {}
+    for deployment, planned in plan.pipelines():
+        rather = free.get(planned.pipeline_id)
+        candidates = ([rather] if rather is not None else []) + list(free.values())
+        for running in candidates:
+            if _equal(state, plan, deployment, planned, running):
+                names[planned.pipeline_id] = running.pipeline_id
+                del free[running.pipeline_id]
+                break
+    return names
 
 
 def _equal(

@@ -11,7 +11,7 @@ from services.common.machine import NOTHING_KNOWN, MachineFacts
 from services.common.nodes import Member
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
-from services.controller.core.cluster.backends import KnownBackends
+from services.controller.core.cluster.backends import KnownShapes
 from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import FaultView, deployed_models, faults_of
 from services.controller.core.cluster.goals import Goals
@@ -256,11 +256,11 @@ class View:
         node = self._state.nodes.get(node_id)
         return node.incarnation if node is not None else ""
 
-    def backends(self) -> KnownBackends:
-        """What nodes compute with, and those that are on offer."""
-        return KnownBackends(
-            {node.node_id: node.shape.backend for node in self._state.nodes.values()},
-            {offer.offer_id: offer.shape.backend for offer in self._market.offers()},
+    def shapes(self) -> KnownShapes:
+        """Of nodes, and of those that are on offer."""
+        return KnownShapes(
+            {node.node_id: node.shape for node in self._state.nodes.values()},
+            {offer.offer_id: offer.shape for offer in self._market.offers()},
         )
 
     def addresses(self) -> set[str]:
@@ -306,6 +306,15 @@ class View:
         """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
         left out."""
         return self._state.running()
+
+    def whole(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """Those of them that lack nobody: all their nodes are there."""
+        present = {node.node_id for node in self._state.staying() if node.present}
+        return tuple(
+            (model, pipeline)
+            for model, pipeline in self._state.running()
+            if present.issuperset(stage.node_id for stage in pipeline.stages)
+        )
 
     def planned_pipelines(self, model: ModelRef) -> int:
         """How many the plan has for a model."""
