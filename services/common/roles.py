@@ -139,6 +139,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "FetchKv": _only(Role.ENGINE),
         "CopyKv": _only(Role.CONTROLLER),
         "StoreKv": _only(Role.ENGINE),
+        "CacheKv": _only(Role.ENGINE),
         "ReadKv": _only(Role.ENGINE),
         "Forward": _only(Role.ENGINE),
     },

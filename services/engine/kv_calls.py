@@ -14,6 +14,7 @@ from services.common.errors import ShuntError
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
+from services.engine.core.copying import Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
@@ -96,6 +97,28 @@ class KvCalls:
         sizes = await asyncio.gather(*map(stored, heir))
         whole = [size for size in sizes if size is not None]
         return sum(whole) if len(whole) == len(sizes) else None
+
+    async def cache(
+        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> Sequence[int]:
+        """The formation that the heir is has these lie in its caches: so many of each chain, from
+        its first on."""
+        request = engine_pb2.CacheKvRequest(
+            formation_id=heir.formation_id,
+            source=common_wire.kv_source_to(source),
+            chains=[engine_pb2.KvChain(names=names) for names in chains],
+            limit_s=limit_s,
+        )
+        address = heir.members[0].address
+        try:
+            async with self._connect(address) as channel:
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                said = await stub.CacheKv(request, timeout=limit_s + ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            told = {"address": address, "why": from_rpc_error(error).message}
+            _log.warning("blocks do not go into caches ahead", extra=told)
+            return ()
+        return said.cached
 
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not

@@ -76,7 +76,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.FormRequest, context: Context
     ) -> engine_pb2.FormResponse:
         await self._engine.form(_membership_from(request))
-        return engine_pb2.FormResponse()
+        formation = self._engine.member_of(request.formation_id)
+        return engine_pb2.FormResponse(kv_block_bytes=formation.kv_block_bytes)
 
     async def Dissolve(
         self, request: engine_pb2.DissolveRequest, context: Context
@@ -163,6 +164,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             blocks=copied.blocks,
             copied_bytes=copied.size_bytes,
             copied_s=copied.took_s,
+            over=copied.over,
+            cached=copied.cached,
         )
 
     async def StoreKv(
@@ -176,6 +179,18 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             kv_wire.limit_from(request.limit_s),
         )
         return engine_pb2.StoreKvResponse(stored=stored.blocks, fetched_bytes=stored.fetched_bytes)
+
+    async def CacheKv(
+        self, request: engine_pb2.CacheKvRequest, context: Context
+    ) -> engine_pb2.CacheKvResponse:
+        self._engine.member_of(request.formation_id)
+        cached = await self._engine.head.take_ahead(
+            request.formation_id,
+            common_wire.kv_source_from(request.source),
+            kv_wire.chains_from(request.chains),
+            kv_wire.limit_from(request.limit_s),
+        )
+        return engine_pb2.CacheKvResponse(cached=cached)
 
     async def ReadKv(
         self, request: engine_pb2.ReadKvRequest, context: Context

@@ -15,6 +15,7 @@ from services.common.exchange import (
     CheckpointResult,
     Closed,
     GenerateCall,
+    KvSource,
     Left,
     PrefixNews,
 )
@@ -363,10 +364,31 @@ class SimulatedEngine(Process):
                 if not leaving.told:
                     self.monitor.kept_busy(place.formation_id, leaving)
                 lent.close()
-                copying.copied(ahead, set(ahead.names) if leaving.told else set())
+                there = set(ahead.names) if leaving.told else set()
+                copying.copied(ahead, there)
+                for heir, chains in copying.for_caches(ahead, there).items():
+                    one = copying.heirs[heir]
+                    names = tuple(map(tuple, chains.values()))
+                    args = (one.formation_id, KvSource(place.formation_id, ()), names)
+                    self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
                 self._go_ahead(place, copying, until_s, reply)
 
         self.after(ROUND_S * random.random(), over)
+
+    def take_ahead(
+        self,
+        reply: Reply,
+        formation_id: str,
+        source: KvSource,
+        chains: Sequence[Sequence[bytes]],
+    ) -> None:
+        """Has blocks of what is to come lie in the caches."""
+        if self.place is None or self.place.formation_id != formation_id:
+            reply(FailedPrecondition("not the head of this formation"))
+            return
+        _, due = self.batching.take_ahead(chains, source)
+        self._do(due)
+        reply(None)
 
     # Readers
 

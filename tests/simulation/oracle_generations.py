@@ -260,7 +260,9 @@ class GenerationOracle(Watch):
         self._check_blocks(batching)
         held, running = batching.generations._held, set(step.keys)
         awaited = batching.lead.incoming._awaited.values() if batching.lead is not None else ()
-        fetches = {one.start.key for one in awaited}  # they wait for blocks, and for nobody
+        fetches = {
+            one.start.key for one in awaited if one.start is not None
+        }  # they wait for blocks, and for nobody
         waits = [
             key
             for generation in held.values()

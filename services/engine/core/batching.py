@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from services.common.exchange import GenerateCall, Phase
+from services.common.exchange import GenerateCall, KvSource, Phase
 from services.common.generation import ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
@@ -192,9 +192,12 @@ class Batching:
         """The first `count` blocks of a fetch of the formation that is led hold what they should,
         at every stage; None: some stage did not answer."""
         lead = self.lead
-        starts = lead.incoming.fetched(fetch.number, count) if lead is not None else None
-        if starts is None:
+        if lead is None:
             return Due()
+        starts = lead.incoming.fetched(fetch.number, count)
+        if starts is None:
+            steps, waited_s = self._steps(now_s)  # for which there was no room
+            return Due(steps, waited_s=waited_s)
         start, unread = starts
         if count:
             self.generations.moved(start.key, "kv")
@@ -233,6 +236,21 @@ class Batching:
         lead.scheduler.blocks.share([block for _, block in ahead.blocks])
         yield ahead, leaving
         leaving.give_back()
+
+    def take_ahead(
+        self, chains: Sequence[Sequence[bytes]], source: KvSource
+    ) -> tuple[int | None, Due]:
+        """Names of blocks, a chain for each sequence that is to come here: what the caches lack of
+        them, as far as there is room, is in `Due.fetches` once all steps that had departed are
+        back. The number of that fetch; None: there is none."""
+        if self.lead is None:
+            return None, Due()
+        number = self.lead.incoming.take_ahead(chains, source)
+        return number, Due(fetches=self.lead.incoming.due())
+
+    def awaits(self, number: int | None) -> bool:
+        """The blocks of this fetch are still to come to the formation that is led."""
+        return self.lead is not None and self.lead.incoming.awaits(number)
 
     def left(self, leaving: Leaving, now_s: float) -> Due:
         """Stages were asked to keep what was in `Due.keeps`, and have answered or not."""
@@ -281,7 +299,8 @@ class Batching:
                     self._queued_s.setdefault(action.key, now_s)
                     if incoming is not None and incoming.holds_back(action):
                         continue
-                    self.generations.moved(action.key, "replay")
+                    ahead = incoming is not None and incoming.came_ahead(action)
+                    self.generations.moved(action.key, "kv" if ahead else "replay")
                     scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, SetUnread):
                     scheduler.set_unread(action.key, action.unread)

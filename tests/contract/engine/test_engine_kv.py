@@ -165,6 +165,57 @@ async def test_blocks_go_ahead_while_their_generation_runs_on(
     assert sum(fetched) - sum(fetches) == rest
 
 
+@pytest.mark.parametrize(("before", "after"), [([], []), ([2], [4]), ([3], [1, 4])])
+async def test_what_went_ahead_to_a_pipeline_that_serves_lies_in_its_caches(
+    rig: Rig, before: list[int], after: list[int]
+) -> None:
+    """Behind the seal no block of it is touched; the old formation may be gone by then."""
+    old = [await rig.worker(step_s=0.01) for _ in range(len(before) + 1)]
+    new = [await rig.worker(step_s=0.002) for _ in range(len(after) + 1)]
+    await rig.form(old, before, "f1")
+    await rig.form(new, after, "f2")
+    asked, source = request("g", PROMPT, LONG), source_of(old, before, "f1")
+    other = generate(new[0], request("h", PROMPT[::-1], LONG), "f2")
+    stream = generate(old[0], asked, "f1")
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    heir = heir_of(new, after, "g")
+    heir.formation_id = "f2"
+    answer = await copied(old[0], source, heir)
+    assert answer.cached == answer.blocks >= len(PROMPT) // 16
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [answer.cached] * len(new)
+    await to_the_end(old[0], stream, engine_pb2.DrainRequest(formation_id="f1"))
+    held = stream.ids[0]
+    for worker in old:
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
+    stream = await resumed(new[0], asked, "f2", held, common_pb2.KvSource(formation_id="f1"))
+    assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
+    stats = await _stats(new[0])
+    assert stats.prefix_hits == answer.cached * 16
+    assert stats.filled_kv_blocks == answer.cached
+    await other.end()
+    assert other.ids[0] == expected_ids(PROMPT[::-1], LONG)
+
+
+async def test_nothing_goes_into_caches_of_another_formation_or_without_names(rig: Rig) -> None:
+    worker = await rig.worker()
+    await rig.form([worker], [], "f1")
+    source = source_of([worker], [], "f0")
+    for chains, formation, code in (
+        ([[b"a"]], "f2", grpc.StatusCode.FAILED_PRECONDITION),
+        ([[b"a", b"a"]], "f1", grpc.StatusCode.INVALID_ARGUMENT),
+        ([[b"%d" % name for name in range((1 << 16) + 1)]], "f1", grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        asked = engine_pb2.CacheKvRequest(
+            formation_id=formation,
+            source=source,
+            chains=[engine_pb2.KvChain(names=names) for names in chains],
+            limit_s=60,
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await worker.stub.CacheKv(asked, timeout=60)
+        assert refused.value.code() is code
+
+
 async def test_a_survivor_goes_on_with_what_it_kept_itself(rig: Rig) -> None:
     """Its process has the blocks, and another formation by now."""
     gone, stays, comes = [await rig.worker(step_s=0.004) for _ in range(3)]

@@ -96,6 +96,9 @@ class NothingMoves:
     async def store(self, *asked: Any) -> int | None:
         raise AssertionError("nothing was to go ahead")
 
+    async def cache(self, *asked: Any) -> list[int]:
+        raise AssertionError("nothing was to go ahead")
+
     async def fetch(self, formation: Any, fetch: Any) -> int | None:
         raise AssertionError("nothing was to be fetched")
 
