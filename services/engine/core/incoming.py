@@ -6,13 +6,14 @@ under their names and until their room is wanted, and the sequence finds them.
 The blocks are taken at once, and filled by each stage on its own, beside the steps. So two orders
 hold. A step that carries a block's last owner may still be on its way to a later stage: blocks are
 fetched only when all steps that had departed before are back. And a stage that did not answer may
-write yet: what it was told to fill stays taken for as long as the formation lives. Blocks that are
-filled at every stage are named, like computed ones, and the sequence finds them when it starts.
+write yet: what it was told to fill stays taken until every stage has said that it writes no more.
+Blocks that are filled at every stage are named, like computed ones, and the sequence finds them
+when it starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.exchange import KvSource
@@ -65,10 +66,13 @@ def names_of(start: StartSequence) -> list[bytes]:
 class Incoming:
     """Those of one formation."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, numbers: Iterator[int]) -> None:
+        """`numbers` are for all that stages are asked to do to blocks of the formation."""
         self._scheduler = scheduler
         self._awaited: dict[int, _Awaited] = {}
-        self._number = 0
+        self._numbers = numbers
+        self._unanswered: dict[int, list[int]] = {}
+        """Blocks of fetches that some stage has not answered."""
         self._ahead: dict[bytes, None] = {}
         """Names of what came ahead; as many as there are blocks, the latest ones."""
 
@@ -114,10 +118,10 @@ class Incoming:
         if len(blocks) < fewest:
             self._scheduler.give_beginning(there, tuple(blocks.values()), ())
             return None
-        self._number += 1
-        fetch = KvFetch(self._number, source, tuple(blocks.items()))
-        self._awaited[self._number] = _Awaited(start, fetch, there, self._scheduler.last_step)
-        return self._number
+        number = next(self._numbers)
+        fetch = KvFetch(number, source, tuple(blocks.items()))
+        self._awaited[number] = _Awaited(start, fetch, there, self._scheduler.last_step)
+        return number
 
     def due(self) -> tuple[KvFetch, ...]:
         """What may be fetched by now; each is told once."""
@@ -138,6 +142,7 @@ class Incoming:
             return None
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
+            self._unanswered[number] = [block for _, block in one.fetch.blocks]
         else:
             names = [name for name, _ in one.fetch.blocks[:count]]
             fresh = [block for _, block in one.fetch.blocks]
@@ -147,6 +152,11 @@ class Incoming:
         if one.start is None or one.stopped:
             return None
         return replace(one.start, source=None), one.unread
+
+    def ended(self, number: int) -> None:
+        """No stage writes to the blocks of this fetch any more: what they hold counts for
+        nothing."""
+        self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())
 
     def _note_ahead(self, names: Sequence[bytes]) -> None:
         for name in names:

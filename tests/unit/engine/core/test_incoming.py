@@ -103,6 +103,30 @@ def test_blocks_that_a_stage_may_still_write_are_given_to_nobody() -> None:
     batching.act(cancel, 0.2)
     batching.came_back(1, [], 0.3)
     assert scheduler_of(batching).used_blocks == 4
+    assert batching.ended(fetch, 0.4) == Due()
+    scheduler = scheduler_of(batching)
+    assert scheduler.used_blocks == 0
+    computed = scheduler.blocks.find(name for name, _ in fetch.blocks)
+    assert len(computed) == 4
+    assert not {block for _, block in fetch.blocks} & set(computed)
+
+
+def test_who_waits_for_room_starts_when_a_silent_stage_writes_no_more() -> None:
+    batching = leading(blocks=6)
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1), 0.1)
+    long = GenerationRequest("p", MODEL, (1,) * 80, Sampling(10))
+    batching.generate(2, GenerateCall(long, 1, "f"), 0.2)
+    assert not batching.fetched(fetch, None, 0.3).steps
+    assert len(batching.ended(fetch, 0.4).steps) == 1
+
+
+def test_what_stages_are_asked_to_do_to_blocks_has_a_number_each() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.drain("f", 0.1), 0.1)
+    with batching.kept(()) as leaving:
+        assert leaving.number > fetch.number
 
 
 def test_a_cancelled_one_gives_its_blocks_back_when_the_stages_have_answered() -> None:
@@ -257,8 +281,11 @@ def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
         assert [name for name, _ in leaving.blocks[:2]] == list(names)
         assert len(leaving.blocks) == 4
         assert scheduler.used_blocks == 4
-        leaving.told = True
     assert scheduler.used_blocks == 0
     with batching.kept(()) as leaving:
         assert len(leaving.blocks) == 6
+        leaving.busy = True
     assert scheduler.used_blocks == 6  # no stage answered
+    leaving.busy = False
+    assert batching.left(leaving, 0.6) == Due()
+    assert scheduler.used_blocks == 0
