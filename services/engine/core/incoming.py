@@ -24,8 +24,9 @@ from services.engine.core.scheduler import Scheduler
 
 NamedBlock = tuple[bytes, int]
 """A block of a formation's caches, behind the name of what it holds."""
-FEWEST_BLOCKS = 2
-"""Fewer are computed sooner than asked for."""
+FEWEST_BLOCKS, FAR_BLOCKS = 2, 128
+"""Fewer are computed sooner than asked for, but for one behind so many others: the further behind,
+the longer a row takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,9 @@ class Incoming:
         """It waits for blocks; False: there are none to wait for, or no room for them."""
         if start.source is None or not self._scheduler.settings.share_prefixes:
             return False
-        chains = (names_of(start),)
-        return self._awaits_any(chains, start.source, FEWEST_BLOCKS, start) is not None
+        names = names_of(start)
+        fewest = 1 if len(names) > FAR_BLOCKS else FEWEST_BLOCKS
+        return self._awaits_any((names,), start.source, fewest, start) is not None
 
     def take_ahead(self, chains: Sequence[Sequence[bytes]], source: KvSource) -> int | None:
         """Has what these sequences, which are to come, lack of their blocks come as far as there is

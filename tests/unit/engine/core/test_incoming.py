@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from services.common.exchange import GenerateCall, KvMember, KvSource
 from services.common.generation import (
@@ -38,7 +39,7 @@ def moved(name: str = "g", source: KvSource | None = SOURCE) -> GenerateCall:
 def leading(blocks: int = 64, **settings: object) -> Batching:
     batching = Batching(Generations("i", HeadSettings()))
     scheduler = Scheduler(SchedulerSettings(**settings), blocks, 2)  # type: ignore[arg-type]
-    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 1024), Pace(1.0, 0.0)), "exact", 0.0)
+    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 4096), Pace(1.0, 0.0)), "exact", 0.0)
     return batching
 
 
@@ -180,6 +181,20 @@ def test_what_came_ahead_is_found_by_the_sequence_that_it_is_for() -> None:
     assert step.batch.steps[0].block_table[:3] == tuple(block for _, block in fetch.blocks)
     (checkpoint,) = batching.generations.take_checkpoints(1, 0.3)
     assert checkpoint.moved_by == "kv"
+
+
+def test_one_block_is_asked_for_where_it_is_far_behind_the_first() -> None:
+    """There its rows take longer to compute than it takes to come."""
+    prompt = tuple(i % 999 for i in range(16 * 129 + 1))
+    request = GenerationRequest("g", MODEL, prompt, Sampling(40))
+    chain = list(chain_of(request, 16))
+    for blocks, fetched in ((129, 1), (128, 0)):
+        batching = leading(blocks=200)
+        _, due = batching.take_ahead([chain[: blocks - 1]], SOURCE)
+        batching.fetched(only_fetch(due), blocks - 1, 0.1)
+        asked = replace(request, prompt_ids=prompt[: 16 * blocks + 1])
+        due = batching.generate(1, GenerateCall(asked, 2, "f", (), (), SOURCE), 0.2)
+        assert [len(fetch.blocks) for fetch in due.fetches] == [1] * fetched
 
 
 def test_what_came_ahead_of_another_is_computed_and_no_move_of_this_one() -> None:
