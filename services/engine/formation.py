@@ -145,6 +145,11 @@ class FormationPart:
         """How `export_blocks` and `import_blocks` have blocks."""
         return self._backend.kv_layout
 
+    @property
+    def kv_block_bytes(self) -> int:
+        """Of a full block of all the formation's layers; 0: its blocks go nowhere."""
+        return self.membership.members[-1].layers.end * self.kv_layout.layer_bytes
+
     async def export_blocks(self, number: int, blocks: Sequence[int]) -> list[bytes]:
         """What blocks hold, between steps, as the head asked by this number. Raises StaleEpoch when
         the formation has ended, Superseded for what was given up."""

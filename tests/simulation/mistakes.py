@@ -473,7 +473,7 @@ MISTAKES = (
     Mistake(
         "a model that nothing is left for waits until the others have less",
         SUCCESSION,
-        "        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:",
+        "        if error.permanent and isinstance(asked, Replanning) and divides:",
         "        if False:",
         MARKETS,
     ),
