@@ -66,6 +66,8 @@ class Copying:
         self.heirs = tuple(heirs)
         self.blocks = 0
         """That all members of their heirs keep by now."""
+        self.over = False
+        """None lacked more than one when it was last asked what goes next."""
         self._heir_of = {name: i for i, heir in enumerate(heirs) for name in heir.generation_ids}
         self._over: dict[SequenceKey, list[bytes]] = {}
         """Of each sequence, from its first block on."""
@@ -101,7 +103,9 @@ class Copying:
             for key in keys
         ]
         if all(len(one.blocks) <= ONE_MORE for one in lacking):
+            self.over = not self._given_up
             return None
+        self.over = False
         pieces, room = list[_Piece](), at_most
         for one in lacking:
             if one.blocks and room:
