@@ -64,6 +64,8 @@ class WentAhead:
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
+    over: bool = False
+    """None of them lacks more than the last full block of a sequence."""
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -122,14 +124,15 @@ class Engines:
             call.cancel()
         raise Unavailable("the hold ended before it was done")
 
-    async def form(self, formation: FormPipeline) -> None:
-        """Makes the members one pipeline; the head comes last, for it connects the others."""
+    async def form(self, formation: FormPipeline) -> int:
+        """Makes the members one pipeline; the head comes last, for it connects the others. Returns
+        the bytes of a full KV block of all its layers, 0 where blocks go nowhere."""
         await asyncio.gather(
             *(self._form(formation, index) for index in range(1, len(formation.members)))
         )
-        await self._form(formation, 0)
+        return await self._form(formation, 0)
 
-    async def _form(self, formation: FormPipeline, stage_index: int) -> None:
+    async def _form(self, formation: FormPipeline, stage_index: int) -> int:
         request = engine_pb2.FormRequest(
             formation_id=formation.formation_id,
             pipeline_id=formation.pipeline_id,
@@ -149,7 +152,8 @@ class Engines:
         )
         with _domain_errors():
             stub = self._stub(formation.members[stage_index].address)
-            await stub.Form(request, timeout=self._timeouts.form_s)
+            reply = await stub.Form(request, timeout=self._timeouts.form_s)
+        return reply.kv_block_bytes
 
     async def dissolve(self, formation_id: str, member: Member) -> None:
         request = engine_pb2.DissolveRequest(formation_id=formation_id)
@@ -207,7 +211,9 @@ class Engines:
         with _domain_errors():
             stub = self._stub(head.address)
             said = await stub.CopyKv(request, timeout=limit_s + self._timeouts.drain_s)
-        return WentAhead(said.rounds, said.blocks, said.cached, said.copied_bytes, said.copied_s)
+        return WentAhead(
+            said.rounds, said.blocks, said.cached, said.copied_bytes, said.copied_s, said.over
+        )
 
     async def cancel(
         self, address: str, generation_id: str, choice: int | None, reason: CancelReason

@@ -71,7 +71,7 @@ class LedgerRuntime:
         heads: Callable[[], Sequence[ServingHead]],
         coming: Callable[[], Coming],
         runs_at: Callable[[str], RunsAt | None],
-        kv_source: Callable[[str, bool], KvSource | None],
+        kv_source: Callable[[str, str, bool], KvSource | None],
         deployed: Callable[[ModelRef], bool],
         began: Callable[[HeadBound], object],
         heads_changed: Signal,
@@ -150,7 +150,6 @@ class LedgerRuntime:
         while True:
             self._check_usable()
             self._check_room()
-            left = self._ledger.formation_of(question.generation_id)
             try:
                 outcome = self._ledger.resume(
                     question, self._heads(), self._clock(), self._coming()
@@ -160,7 +159,8 @@ class LedgerRuntime:
                 raise
             try:
                 if outcome is not None:
-                    return self._with_source(await self._settle(outcome), left, question.handed_on)
+                    left = self._ledger.formation_left(question.generation_id)
+                    return self._with_source(await self._settle(outcome), left, question)
                 self._check_deployed(question)
                 left_s = give_up_s - self._clock()
                 if left_s <= 0:
@@ -170,12 +170,13 @@ class LedgerRuntime:
                 self._ledger.left(question.generation_id, self._clock())
                 raise
 
-    def _with_source(self, grant: Grant, left: str, handed_on: bool) -> Grant:
-        """Says where blocks may be had of a formation that it has just left, or that handed it
-        on."""
+    def _with_source(self, grant: Grant, left: str, question: ResumeQuestion) -> Grant:
+        """Says where blocks may be had of the formation that it left for this one, or that handed
+        it on, as often as its reader asks."""
         if grant.head is None or grant.head.formation_id == left:
             return grant
-        return replace(grant, kv_source=self._kv_source(left, handed_on))
+        source = self._kv_source(left, question.generation_id, question.handed_on)
+        return replace(grant, kv_source=source)
 
     def model_of(self, generation_id: str) -> ModelRef | None:
         """The version a generation was admitted for; None for one that is not known."""

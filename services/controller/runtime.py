@@ -149,7 +149,13 @@ class ClusterRuntime:
         )
         self.market = self._fleet.market
         departures = Departures(
-            cluster, engines, journaled, events, handover=kv.handover, clock=clock
+            cluster,
+            engines,
+            journaled,
+            events,
+            kv=kv,
+            block_positions=cluster.settings.block_positions,
+            clock=clock,
         )
         self._hand_ons = HandOns(cluster, engines, promise_onward, begin=self._begin)
         self._formations = Formations(
@@ -219,8 +225,8 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument, and
         FailedPrecondition for what the strategy does not allow."""
-        number, backends = self.cluster.view.next_plan_number, self.cluster.view.backends()
-        plan = operators_plan(plan_json, number, self.cluster.goals, backends, source)
+        number, known = self.cluster.view.next_plan_number, self.cluster.view.shapes()
+        plan = operators_plan(plan_json, number, self.cluster.goals, known, source)
         self.cluster.check_plan(plan)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()

@@ -379,9 +379,9 @@ class ControllerSettings(ServiceSettings):
             shapes = self.market.shapes(kinds)
             return shapes[: affordable(self.market.offers, shapes, self.budget_per_hour)]
         memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
+        ranks = max([self.node_ranks, *(stage.tp_degree for stage in self.planned_stages)])
         return tuple(
-            NodeShape(memory_bytes, speed, device_type, self.node_ranks, backend)
-            for speed, backend in kinds
+            NodeShape(memory_bytes, speed, device_type, ranks, backend) for speed, backend in kinds
         )
 
     @property

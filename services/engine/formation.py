@@ -137,6 +137,11 @@ class FormationPart:
         """How `export_blocks` and `import_blocks` have blocks."""
         return self._backend.kv_layout
 
+    @property
+    def kv_block_bytes(self) -> int:
+        """Of a full block of all the formation's layers; 0: its blocks go nowhere."""
+        return self.membership.members[-1].layers.end * self.kv_layout.layer_bytes
+
     async def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
         """What blocks hold, between steps. Raises StaleEpoch when the formation has ended."""
         return await self._compute.run(self._living(self._backend.export_blocks), blocks)

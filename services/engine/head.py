@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
 """Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
 have, and behind each round decoding has its turn."""
+COPYING_AGAIN_S = 2.0
+"""Who asks again this soon for blocks to go ahead goes on where it was."""
 PREFIX_NEWS_S = 0.25
 """What changes in the prefix cache within this long, routers are told together."""
 
@@ -120,6 +122,8 @@ class Copied:
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
+    over: bool = False
+    """None lacks more than the block behind its last."""
 
 
 class Head:
@@ -144,6 +148,8 @@ class Head:
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
         self._kv = kv
+        self._copied: tuple[Copying, float] | None = None
+        """What went ahead last, and when."""
         self._moving: set[asyncio.Task[None]] = set()
         """Blocks, from here and to here."""
         self._traces = StepTraces()
@@ -196,7 +202,7 @@ class Head:
 
     def form(self, formation: FormationPart, lead: Lead, numerics_class: str) -> None:
         """Heads a formation that stands."""
-        self._formation = formation
+        self._formation, self._copied = formation, None
         self._do(self._batching.form(lead, numerics_class, self._clock()))
 
     def dissolve(self, formation_id: str) -> None:
@@ -221,14 +227,15 @@ class Head:
         formation."""
         self._act(self._core.drain(formation_id, self._clock(), running))
         if keep_kv:
-            await self._keep(formation_id, replayed)
+            await self._keep(formation_id, replayed, last=not running)
         while (sealed := self._core.drained(formation_id, self._clock(), running)) is None:
             self._changed.clear()
             await self._changed.wait()
         return sealed
 
-    async def _keep(self, formation_id: str, replayed: Collection[str]) -> None:
-        """What was computed of those that are sealed by now, at every stage."""
+    async def _keep(self, formation_id: str, replayed: Collection[str], *, last: bool) -> None:
+        """What was computed of those that are sealed by now, at every stage; behind the `last` of
+        them there is nothing more."""
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
@@ -236,7 +243,7 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks, last=True)
+            kept.told = await self._kv.keep(formation, kept.blocks, last=last)
 
     async def copy(
         self,
@@ -253,7 +260,7 @@ class Head:
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
-        copying, until_s = Copying(heirs), self._clock() + limit_s
+        copying, until_s = self._copying(heirs), self._clock() + limit_s
         while (left_s := until_s - self._clock()) > 0:
             began_s = self._clock()
             size_bytes = await self._go_ahead(formation, copying, source, left_s)
@@ -268,6 +275,9 @@ class Head:
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+        if not follows:
+            self._copied = copying, self._clock()
+        copied.over = copying.over
         return copied
 
     async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
@@ -279,6 +289,14 @@ class Head:
             async with asyncio.timeout(limit_s):
                 await self._changed.wait()
         return True
+
+    def _copying(self, heirs: Sequence[Heir]) -> Copying:
+        """What goes to them, from where it was if that is not long ago."""
+        if self._copied is not None:
+            copying, at_s = self._copied
+            if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
+                return copying
+        return Copying(heirs)
 
     async def _go_ahead(
         self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float

@@ -76,7 +76,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.FormRequest, context: Context
     ) -> engine_pb2.FormResponse:
         await self._engine.form(_membership_from(request))
-        return engine_pb2.FormResponse()
+        formation = self._engine.member_of(request.formation_id)
+        return engine_pb2.FormResponse(kv_block_bytes=formation.kv_block_bytes)
 
     async def Dissolve(
         self, request: engine_pb2.DissolveRequest, context: Context
@@ -167,6 +168,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             blocks=copied.blocks,
             copied_bytes=copied.size_bytes,
             copied_s=copied.took_s,
+            over=copied.over,
             cached=copied.cached,
         )
 

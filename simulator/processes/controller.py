@@ -295,7 +295,6 @@ class SimulatedController(Process):
         if reply.given_up:
             self.ledger.left(question.generation_id, now_s)
             return
-        left = self.ledger.formation_of(question.generation_id)
         try:
             heads, coming = self.cluster.view.heads(now_s), self.cluster.view.coming()
             outcome = self.ledger.resume(question, heads, now_s, coming)
@@ -304,6 +303,7 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
+            left = self.ledger.formation_left(question.generation_id)
             self._commit(outcome, partial(self._grant, reply, question.generation_id, left))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
@@ -555,7 +555,7 @@ class SimulatedController(Process):
                 self.cluster.form_failed(form.formation_id, "", self.clock.now_s)
                 self.stir()
             elif incarnation == form.members[0].incarnation:
-                self.cluster.formed(form.formation_id, self.clock.now_s)
+                self.cluster.formed(form.formation_id, self.clock.now_s, BLOCK_BYTES)
                 self.stir()
             else:
                 others.discard(incarnation)
@@ -608,8 +608,10 @@ class SimulatedController(Process):
 
     def _copy_ahead(self, action: CopyAhead) -> None:
         name, now_s = action.formation_id, self.clock.now_s
-        promised = self.ledger.promise(name, self.cluster.view.heads(now_s))
-        streams, runs_at = self.ledger.streams(name), self.cluster.view.runs_at(name)
+        heads = [] if action.waited_for else self.cluster.view.heads(now_s)
+        promised = self.ledger.promise(name, heads)
+        streams = [self._on_the_link(one, now_s) for one in self.ledger.streams(name)]
+        runs_at = self.cluster.view.runs_at(name)
         moves = at_once(streams, now_s, travels=True)
         if runs_at is not None and self.environment.random.random() < 0.5:
             moves = cheapest(streams, self.ledger.observed.rates(runs_at.model, inf), now_s)

@@ -185,8 +185,9 @@ class Mesh:
             for stage in stages
         )
 
-    async def form(self, formation: FormPipeline) -> None:
+    async def form(self, formation: FormPipeline) -> int:
         self.formed.append(formation.formation_id)
+        return 0
 
     async def dissolve(self, formation_id: str, member: Member) -> None:
         self.dissolving.set()

@@ -493,10 +493,10 @@ class Ledger:
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def formation_of(self, generation_id: str) -> str:
-        """That holds the generation's epoch, or held it last; empty when none has."""
+    def formation_left(self, generation_id: str) -> str:
+        """That held the generation's epoch before the one that does now; empty when none did."""
         entry = self._entries.get(generation_id)
-        return entry.formation_id if entry is not None else ""
+        return entry.left_formation_id if entry is not None else ""
 
     def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""
@@ -556,14 +556,18 @@ class Ledger:
 
     def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
         """Where the generations that run in a formation will rather go on, once they have left it,
-        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        each at a head of their arithmetic, at the one that was promised before if that serves; by
+        name. Left out: those that none would take now."""
         others = [head for head in heads if head.route.formation_id != formation_id]
         loads = {name: len(names) for name, names in self._running.items()}
         promised = {}
         for name in sorted(self._running.get(formation_id, ())):
             entry = self._entries[name]
             had = entry.classes[-1] if entry.classes else ""
-            head = best_head(entry.request, had, others, loads, _NOTHING, goes_on=True)
+            before = self._promised.get(name, "")
+            head = best_head(
+                entry.request, had, others, loads, _NOTHING, goes_on=True, promised=before
+            )
             if head is not None and head.numerics_class == had:
                 promised[name], there = head, head.route.formation_id
                 self._promised[name] = there
