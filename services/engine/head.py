@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
 """Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
 have, and behind each round decoding has its turn."""
+END_AGAIN_S = 1.0
+"""A stage that does not say that it leaves blocks alone is asked again."""
 COPYING_AGAIN_S = 2.0
 """Who asks again this soon for blocks to go ahead goes on where it was."""
 PREFIX_NEWS_S = 0.25
@@ -80,7 +82,7 @@ class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
-        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
     ) -> bool:
         """Every stage keeps what it holds of these, those first that come first; behind the last
         ones nothing more. False: some stage did not answer, and may be at it yet."""
@@ -108,6 +110,11 @@ class KvMoves(Protocol):
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
+        ...
+
+    async def end(self, formation: FormationPart, number: int) -> bool:
+        """No stage does anything to blocks any more that it was asked by this number; False: one
+        did not say so."""
         ...
 
 
@@ -243,7 +250,7 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks, last=last)
+            await self._kept(formation, kept, last=last)
 
     async def copy(
         self,
@@ -309,8 +316,7 @@ class Head:
             if going is None or not await self._computed(formation):
                 return None
             ahead, kept = going
-            kept.told = await self._kv.keep(formation, kept.blocks, last=False)
-            if not kept.told:
+            if not await self._kept(formation, kept, last=False):
                 return None
         names = ahead.names
         stores = [
@@ -374,11 +380,38 @@ class Head:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            leaving.told = await self._kv.keep(formation, leaving.blocks, last=False)
+            await self._kept(formation, leaving, last=False)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.left(leaving, self._clock()))
+
+    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
+        """Every stage keeps these; where one does not answer, they stay taken until it does no
+        more."""
+        leaving.busy = True
+        try:
+            leaving.busy = not await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last
+            )
+        finally:
+            if leaving.busy:
+                self._move(self._end_keeping(formation, leaving))
+        return not leaving.busy
+
+    async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
+        if await self._ended(formation, leaving.number):
+            leaving.busy = False
+            self._do(self._batching.left(leaving, self._clock()))
+
+    async def _ended(self, formation: FormationPart, number: int) -> bool:
+        """Returns when no stage does anything to blocks by this number; False: the formation ended
+        before."""
+        while formation is self._formation:
+            if await self._kv.end(formation, number):
+                return formation is self._formation
+            await asyncio.sleep(END_AGAIN_S)
+        return False
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
         count = None
@@ -388,6 +421,8 @@ class Head:
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.fetched(fetch, count, self._clock()))
+        if count is None and await self._ended(formation, fetch.number):
+            self._do(self._batching.ended(fetch, self._clock()))
 
     # Readers
 
