@@ -40,21 +40,30 @@ def read_yaml(path: Path, kind: type[Document]) -> Document:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InvalidArgument(f"{path.name} is over {MAX_FILE_BYTES} bytes")
-        loaded = yaml.load(path.read_text(), _Loader)
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path.name} is not YAML") from error
+    except OSError as error:
+        raise NotFound(f"cannot read {path.name}: {error.strerror}") from error
+    return parse_yaml(text, path.name, kind)
+
+
+def parse_yaml(text: str, name: str, kind: type[Document]) -> Document:
+    """The same of a text, which goes by this name."""
+    try:
+        loaded = yaml.load(text, _Loader)
         if not isinstance(loaded, dict):
-            raise InvalidArgument(f"{path.name}:1: has no field; a mapping of fields is wanted")
+            raise InvalidArgument(f"{name}:1: has no field; a mapping of fields is wanted")
         return kind.model_validate(loaded)
     except yaml.MarkedYAMLError as error:
         line = 1 if error.problem_mark is None else error.problem_mark.line + 1
         told = error.problem or error.context
-        raise InvalidArgument(f"{path.name}:{line}: is not YAML: {told}") from error
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path.name} is not YAML") from error
-    except OSError as error:
-        raise NotFound(f"cannot read {path.name}: {error.strerror}") from error
+        raise InvalidArgument(f"{name}:{line}: is not YAML: {told}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidArgument(f"{name} is not YAML") from error
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        where = f"{path.name}: {place}" if place else path.name
+        where = f"{name}: {place}" if place else name
         told = fault["msg"].removeprefix("Value error, ")
         raise InvalidArgument(f"{where}: {told}", field=place) from error
