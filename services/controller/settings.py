@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.addresses import checked_addresses
+from services.common.addresses import checked_address, checked_addresses
 from services.common.backends import parse_backends
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.host import usable_cores
@@ -226,6 +226,11 @@ class ControllerSettings(ServiceSettings):
         except InvalidArgument as error:
             raise ValueError(error.message) from None
         return value
+
+    @field_validator("tensorstore_address", "placement_address", "launcher_address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        return checked_address(value)
 
     @field_validator("advertise_address")
     @classmethod
