@@ -274,11 +274,17 @@ class Head:
             await self._kept(formation, kept, last=last)
 
     async def copy(
-        self, formation_id: str, heirs: Sequence[Heir], source: KvSource, limit_s: float
+        self,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        source: KvSource,
+        limit_s: float,
+        *,
+        follows: bool = False,
     ) -> Copied:
         """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over. Raises FailedPrecondition for
-        another formation."""
+        more than the one behind its last, or the limit is over; with `follows` for as long as one
+        of them runs here. Raises FailedPrecondition for another formation."""
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
@@ -287,6 +293,8 @@ class Head:
             began_s = self._clock()
             size_bytes = await self._go_ahead(formation, copying, source, left_s)
             if size_bytes is None:
+                if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                    continue
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
@@ -295,9 +303,20 @@ class Head:
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
-        self._copied = copying, self._clock()
+        if not follows:
+            self._copied = copying, self._clock()
         copied.over = copying.over
         return copied
+
+    async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
+        """Something has happened; False: none of the generations runs any more."""
+        if formation is not self._formation or not self._core.running(copying.generation_ids):
+            return False
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._changed.wait()
+        return True
 
     def _copying(self, heirs: Sequence[Heir]) -> Copying:
         """What goes to them, from where it was if that is not long ago."""

@@ -163,7 +163,11 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         source = common_wire.kv_source_from(request.source)
         heirs = kv_wire.heirs_from(request.heirs)
         copied = await self._engine.head.copy(
-            request.formation_id, heirs, source, kv_wire.limit_from(request.limit_s)
+            request.formation_id,
+            heirs,
+            source,
+            kv_wire.limit_from(request.limit_s),
+            follows=request.follows,
         )
         return engine_pb2.CopyKvResponse(
             rounds=copied.rounds,

@@ -353,20 +353,34 @@ class SimulatedEngine(Process):
         else:
             self._draining.append((formation_id, late, reply))
 
-    def copy(self, reply: Reply, formation_id: str, heirs: Sequence[Heir], limit_s: float) -> None:
+    def copy(
+        self,
+        reply: Reply,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        limit_s: float,
+        follows: bool = False,
+    ) -> None:
         """Has blocks go ahead, in rounds, until no sequence lacks more than one or the time is
-        over."""
+        over; where it `follows`, until they run here no more."""
         if self.place is None or self.place.formation_id != formation_id:
             reply(FailedPrecondition("not the head of this formation"))
             return
-        self._go_ahead(self.place, Copying(heirs), self.clock.now_s + limit_s, reply)
+        until_s = self.clock.now_s + limit_s
+        self._go_ahead(self.place, Copying(heirs), until_s, reply, follows)
 
-    def _go_ahead(self, place: Place, copying: Copying, until_s: float, reply: Reply) -> None:
+    def _go_ahead(
+        self, place: Place, copying: Copying, until_s: float, reply: Reply, follows: bool
+    ) -> None:
         lead, lent = self.batching.lead, ExitStack()
         going = lent.enter_context(self.batching.ahead(copying, ROUND_BLOCKS))
         if going is None or lead is None or place is not self.place or self.clock.now_s >= until_s:
             lent.close()
-            reply(None)
+            goes_on = place is self.place and self.clock.now_s < until_s and copying.over
+            if follows and goes_on and self.core.running(copying.generation_ids):
+                self.after(ROUND_S, self._go_ahead, place, copying, until_s, reply, follows)
+            else:
+                reply(None)
             return
         ahead, leaving = going
         self.monitor.keeps(self.batching, leaving)
@@ -395,7 +409,7 @@ class SimulatedEngine(Process):
                     names = tuple(map(tuple, chains.values()))
                     args = (one.formation_id, KvSource(place.formation_id, ()), names)
                     self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
-                self._go_ahead(place, copying, until_s, reply)
+                self._go_ahead(place, copying, until_s, reply, follows)
 
         self.after(ROUND_S * random.random(), over)
 

@@ -362,3 +362,34 @@ async def test_blocks_are_read_by_the_formation_and_layout_that_they_are_of(rig:
         with pytest.raises(grpc.aio.AioRpcError, match=field) as refused:
             await read(**changes)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+READ = [5 + 7 * i % 500 for i in range(300)]
+
+
+async def test_blocks_follow_to_where_a_prompt_is_handed_on_while_it_is_read(rig: Rig) -> None:
+    """They lie in the caches of what decodes by then, and only the last ones are fetched."""
+    old = [await rig.worker(step_s=0.1, token_budget=16, max_sequences=4), await rig.worker()]
+    new = [await rig.worker(), await rig.worker()]
+    await rig.form(old, [2], "f1")
+    await rig.form(new, [4], "f2")
+    asked, source = request("g", READ, TOKENS), source_of(old, [2], "f1")
+    stream = generate(old[0], asked, "f1", hand_on=True)
+    await stream.until(lambda s: bool(s.frames))
+    heir = heir_of(new, [4], "g")
+    heir.formation_id = "f2"
+    follows = engine_pb2.CopyKvRequest(
+        formation_id="f1", source=source, heirs=[heir], limit_s=60.0, follows=True
+    )
+    answer = await old[0].stub.CopyKv(follows, timeout=120)
+    assert answer.rounds > 1, "it goes on while the prompt is read, and ends with that"
+    await stream.end()
+    assert stream.closed == engine_pb2.CLOSE_REASON_HANDED_ON
+    held = stream.ids[0]
+    assert len(held) == 1
+    full = len(READ) // 16
+    assert full // 3 <= answer.cached <= full
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [answer.cached] * 2
+    stream = await resumed(new[0], asked, "f2", held, source)
+    assert held + stream.ids[0] == expected_ids(READ, TOKENS)
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [full] * 2
