@@ -18,19 +18,16 @@ from soak.test_node import carriers, controller_of, events_of, machine
 NOTICE_S = 20.0
 CONTEXTS = (600, 300, 60, 20)
 TOKENS = (1200, 1200, 600, 40)
-SETTINGS = {
-    "PROVIDER": "external",
-    "EXPECTED_NODES": "2",
-    "REPLAN": "false",
-    "HANDOVER": os.environ.get("SHUNT_CONTROLLER_HANDOVER", "auto"),
-}
+SETTINGS = {"PROVIDER": "external", "EXPECTED_NODES": "2", "REPLAN": "false"}
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("handover", ["auto", "replay"])
 async def test_streams_leave_a_machine_that_a_market_takes_in_their_time(
-    tmp_path: Path, client: httpx.AsyncClient
+    handover: str, tmp_path: Path, client: httpx.AsyncClient
 ) -> None:
-    environment = os.environ | {f"SHUNT_CONTROLLER_{k}": value for k, value in SETTINGS.items()}
+    settings = SETTINGS | {"HANDOVER": handover}
+    environment = os.environ | {f"SHUNT_CONTROLLER_{k}": value for k, value in settings.items()}
     async with AsyncExitStack() as stack:
         context = meshes.running(tmp_path, env=environment, options=("--node-speeds", "1,1"))
         up = asyncio.create_task(stack.enter_async_context(context))
@@ -73,4 +70,4 @@ async def test_streams_leave_a_machine_that_a_market_takes_in_their_time(
     assert {e["generation"] for e in chosen} >= leave & own
     for event in chosen:
         print(event["generation"][:8], event["attributes"])
-    print("longest gaps", [round(record.longest_gap_s(), 3) for record in records])
+    print(handover, "longest gaps", [round(record.longest_gap_s(), 3) for record in records])
