@@ -414,7 +414,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks for that
             signal.signal(number, _leave)
-    mount(sys.argv[1:])
+    try:
+        mount(sys.argv[1:])
+    except KeyboardInterrupt:  # while a command is imported: from here on typer hears it
+        sys.exit(128 + signal.SIGINT)
     app()
 
 

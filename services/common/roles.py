@@ -137,6 +137,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Describe": _only(Role.ENGINE, Role.CONTROLLER, Role.OPERATOR),
         "KeepKv": _only(Role.ENGINE),
         "FetchKv": _only(Role.ENGINE),
+        "EndKv": _only(Role.ENGINE),
         "CopyKv": _only(Role.CONTROLLER),
         "StoreKv": _only(Role.ENGINE),
         "CacheKv": _only(Role.ENGINE),

@@ -256,11 +256,16 @@ def main() -> None:
         pages={target_page.PATH: metrics.TARGETS.read},
     )
     keep_files_private()
-    make_private(chosen.data_dir)
     with ExitStack() as locks:
-        for path in lock_files(chosen):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(lock(path))
+        try:
+            make_private(chosen.data_dir)
+            for path in lock_files(chosen):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(lock(path))
+        except OSError as error:
+            beside = Path(error.filename or "").is_relative_to(chosen.data_dir)
+            setting = "data_dir" if beside else "journal"
+            settings.refuse(chosen.name_of(setting), f"{error.filename}: {error.strerror}")
         try:
             event_loop.run(serve(chosen))
         except ShuntError as error:

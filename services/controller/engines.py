@@ -184,9 +184,16 @@ class Engines:
         return reply.sealed_generations
 
     async def copy_ahead(
-        self, source: KvSource, head: Member, heirs: Iterable[Heir], limit_s: float
+        self,
+        source: KvSource,
+        head: Member,
+        heirs: Iterable[Heir],
+        limit_s: float,
+        *,
+        follows: bool = False,
     ) -> WentAhead:
-        """Has blocks of what the source's formation runs go ahead to its heirs."""
+        """Has blocks of what the source's formation runs go ahead to its heirs; with `follows`
+        those, too, that fill while it does."""
         request = engine_pb2.CopyKvRequest(
             formation_id=source.formation_id,
             heirs=[
@@ -199,6 +206,7 @@ class Engines:
             ],
             source=wire.kv_source_to(source),
             limit_s=limit_s,
+            follows=follows,
         )
         with _domain_errors():
             stub = self._stub(head.address)

@@ -38,7 +38,7 @@ from services.controller.core.ledger.outcomes import (
     ServingHead,
 )
 from services.controller.core.ledger.population import Population
-from services.controller.core.ledger.records import Record
+from services.controller.core.ledger.records import HeadBound, Record
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, JournalRoom, Outlived, Recovered
 from services.controller.signal import Signal
@@ -73,6 +73,7 @@ class LedgerRuntime:
         runs_at: Callable[[str], RunsAt | None],
         kv_source: Callable[[str, str, bool], KvSource | None],
         deployed: Callable[[ModelRef], bool],
+        began: Callable[[HeadBound], object],
         heads_changed: Signal,
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
@@ -85,6 +86,7 @@ class LedgerRuntime:
         self._runs_at = runs_at
         self._kv_source = kv_source
         self._deployed = deployed
+        self._began = began
         self._heads_changed = heads_changed
         self._clock = clock
         self._wall_clock = wall_clock
@@ -126,6 +128,9 @@ class LedgerRuntime:
                 outcome = self._ledger.checkpoint(checkpoint, runs_at, now_s)
                 results.append(outcome.reply)
                 records += outcome.records
+                for record in outcome.records:
+                    if isinstance(record, HeadBound):
+                        self._began(record)
                 events += outcome.events
                 fsync = fsync or outcome.fsync
         finally:
@@ -259,6 +264,10 @@ class LedgerRuntime:
     def promise(self, formation_id: str) -> dict[str, ServingHead]:
         """Where the generations that run in a formation will rather go on, by name."""
         return self._ledger.promise(formation_id, self._heads())
+
+    def promise_onward(self, generation_id: str) -> ServingHead | None:
+        """Where one that begins will rather be handed on to; None where it is not."""
+        return self._ledger.promise_onward(generation_id, self._heads())
 
     def lengths(self, model: ModelRef) -> AnswerLengths:
         """Of a model's answers, as seen so far."""

@@ -36,12 +36,15 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.views import NodeView
+from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.ledger.records import HeadBound
 from services.controller.departures import Departures, Journaled
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
 from services.controller.formations import Formations
+from services.controller.hand_ons import HandOns
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
 from services.controller.kv_sources import KvSources
 from services.controller.planning import Planning
@@ -101,6 +104,7 @@ class ClusterRuntime:
         journal: Journal,
         events: EventLog,
         journaled: Journaled,
+        promise_onward: Callable[[str], ServingHead | None],
         heads_changed: Signal,
         clock: Callable[[], float],
     ) -> None:
@@ -153,9 +157,14 @@ class ClusterRuntime:
             block_positions=cluster.settings.block_positions,
             clock=clock,
         )
+        self._hand_ons = HandOns(cluster, engines, promise_onward, begin=self._begin)
         self._formations = Formations(
             cluster, engines, departures, kv, begin=self._begin, stir=self._stir, clock=clock
         )
+
+    def generation_began(self, bound: HeadBound) -> None:
+        """A head has accepted it."""
+        self._hand_ons.began(bound)
 
     async def run(self, saved: Mapping[str, str]) -> None:
         """Works until cancelled; `saved` is what the journal held at the start."""

@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
 """Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
 have, and behind each round decoding has its turn."""
+END_AGAIN_S = 1.0
+"""A stage that does not say that it leaves blocks alone is asked again."""
 COPYING_AGAIN_S = 2.0
 """Who asks again this soon for blocks to go ahead goes on where it was."""
 PREFIX_NEWS_S = 0.25
@@ -80,7 +82,7 @@ class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
-        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
     ) -> bool:
         """Every stage keeps what it holds of these, those first that come first; behind the last
         ones nothing more. False: some stage did not answer, and may be at it yet."""
@@ -108,6 +110,11 @@ class KvMoves(Protocol):
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
+        ...
+
+    async def end(self, formation: FormationPart, number: int) -> bool:
+        """No stage does anything to blocks any more that it was asked by this number; False: one
+        did not say so."""
         ...
 
 
@@ -243,14 +250,20 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks, last=last)
+            await self._kept(formation, kept, last=last)
 
     async def copy(
-        self, formation_id: str, heirs: Sequence[Heir], source: KvSource, limit_s: float
+        self,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        source: KvSource,
+        limit_s: float,
+        *,
+        follows: bool = False,
     ) -> Copied:
         """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over. Raises FailedPrecondition for
-        another formation."""
+        more than the one behind its last, or the limit is over; with `follows` for as long as one
+        of them runs here. Raises FailedPrecondition for another formation."""
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
@@ -259,6 +272,8 @@ class Head:
             began_s = self._clock()
             size_bytes = await self._go_ahead(formation, copying, source, left_s)
             if size_bytes is None:
+                if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                    continue
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
@@ -267,9 +282,20 @@ class Head:
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
-        self._copied = copying, self._clock()
+        if not follows:
+            self._copied = copying, self._clock()
         copied.over = copying.over
         return copied
+
+    async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
+        """Something has happened; False: none of the generations runs any more."""
+        if formation is not self._formation or not self._core.running(copying.generation_ids):
+            return False
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._changed.wait()
+        return True
 
     def _copying(self, heirs: Sequence[Heir]) -> Copying:
         """What goes to them, from where it was if that is not long ago."""
@@ -290,8 +316,7 @@ class Head:
             if going is None or not await self._computed(formation):
                 return None
             ahead, kept = going
-            kept.told = await self._kv.keep(formation, kept.blocks, last=False)
-            if not kept.told:
+            if not await self._kept(formation, kept, last=False):
                 return None
         names = ahead.names
         stores = [
@@ -355,11 +380,38 @@ class Head:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            leaving.told = await self._kv.keep(formation, leaving.blocks, last=False)
+            await self._kept(formation, leaving, last=False)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.left(leaving, self._clock()))
+
+    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
+        """Every stage keeps these; where one does not answer, they stay taken until it does no
+        more."""
+        leaving.busy = True
+        try:
+            leaving.busy = not await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last
+            )
+        finally:
+            if leaving.busy:
+                self._move(self._end_keeping(formation, leaving))
+        return not leaving.busy
+
+    async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
+        if await self._ended(formation, leaving.number):
+            leaving.busy = False
+            self._do(self._batching.left(leaving, self._clock()))
+
+    async def _ended(self, formation: FormationPart, number: int) -> bool:
+        """Returns when no stage does anything to blocks by this number; False: the formation ended
+        before."""
+        while formation is self._formation:
+            if await self._kv.end(formation, number):
+                return formation is self._formation
+            await asyncio.sleep(END_AGAIN_S)
+        return False
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
         count = None
@@ -369,6 +421,8 @@ class Head:
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.fetched(fetch, count, self._clock()))
+        if count is None and await self._ended(formation, fetch.number):
+            self._do(self._batching.ended(fetch, self._clock()))
 
     # Readers
 

@@ -171,6 +171,7 @@ def solve(
 ) -> None:
     """Form pipelines from a cluster."""
     try:
+        _check_plot(plot)
         known = load_catalogue(catalogue)
         nodes = read_cluster(cluster, known)
         wanted = Objective(
@@ -219,6 +220,13 @@ def solve(
     )
 
 
+def _check_plot(path: Path | None) -> None:
+    if path is not None:
+        from services.placement.command.plot import check_plot
+
+        check_plot(path)
+
+
 def solved(problem: Problem, name: str, time_limit_s: float) -> dict[str, Any]:
     """A planner's plan as plain data."""
     watch = Stopwatch(time_limit_s)
@@ -246,6 +254,7 @@ def compare(
     from services.placement.command.comparison import compare_planners, comparison_table
 
     try:
+        _check_plot(plot)
         known = load_catalogue(catalogue)
         nodes = read_cluster(cluster, known)
         names = [name for name in planners.split(",") if name] or list(NAMES)
@@ -374,8 +383,8 @@ def prices(
     try:
         client = boto3.client("ec2", region_name=region)
         found = spot_prices(client, instance_types.split(","), datetime.now(UTC))
-    except (BotoCoreError, ClientError) as error:
-        raise fail(FailedPrecondition(f"EC2 does not answer: {error}", field="region")) from error
+    except (BotoCoreError, ClientError, ValueError) as error:  # of an endpoint that is no URL
+        raise fail(FailedPrecondition(f"EC2 does not answer: {error}")) from error
     rows = [
         {"type": p.instance_type, "pool": p.pool, "price_per_hour": p.price_per_hour, "spot": True}
         for p in found

@@ -55,7 +55,7 @@ from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.departure.schedule import at_once, cheapest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
-from services.controller.core.ledger.records import Record
+from services.controller.core.ledger.records import HeadBound, Record
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.copying import Heir
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
@@ -68,6 +68,8 @@ SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
 PLAN_S = 1.0
+FOLLOWED_S = 20.0
+"""So long blocks follow a prompt that is read."""
 LINK_BYTES_PER_S = 1000.0
 """Of KV blocks, of which a position is an id here."""
 SLOWER_S = 0.7
@@ -277,6 +279,21 @@ class SimulatedController(Process):
             outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
+            for record in outcome.records:
+                if isinstance(record, HeadBound):
+                    self._follow(record)
+
+    def _follow(self, bound: HeadBound) -> None:
+        """Blocks of what will be handed on go where it will go on, while its prompt is read."""
+        view = self.cluster.view
+        head = self.ledger.promise_onward(bound.generation_id, view.heads(self.clock.now_s))
+        if head is None:
+            return
+        there, names = head.route.formation_id, frozenset({bound.generation_id})
+        members = tuple(KvMember(m.address, m.incarnation, m.layers) for m in view.members(there))
+        heir = Heir(members, names, there)
+        args = (bound.formation_id, (heir,), FOLLOWED_S, True)
+        self._call(bound.incarnation, "copy", args, timeout_s=FOLLOWED_S + CALL_S)
 
     def resume(self, reply: Call, question: ResumeQuestion, until_s: float) -> None:
         """Waits while there is no head to grant to, and somebody waits for the grant."""

@@ -613,6 +613,20 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "what a silent stage was to fill is never given back",
+        INCOMING,
+        "self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())",
+        "self._unanswered.pop(number, ())",
+        AHEAD,
+    ),
+    Mistake(
+        "what a silent stage may copy yet is given to another",
+        BATCHING,
+        "        if not self.busy and self.allocator",
+        "        if self.allocator",
+        AHEAD,
+    ),
+    Mistake(
         "what is there of a sequence to come is taken, and for nothing",
         INCOMING,
         "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",

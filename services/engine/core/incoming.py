@@ -6,13 +6,14 @@ under their names and until their room is wanted, and the sequence finds them.
 The blocks are taken at once, and filled by each stage on its own, beside the steps. So two orders
 hold. A step that carries a block's last owner may still be on its way to a later stage: blocks are
 fetched only when all steps that had departed before are back. And a stage that did not answer may
-write yet: what it was told to fill stays taken for as long as the formation lives. Blocks that are
-filled at every stage are named, like computed ones, and the sequence finds them when it starts.
+write yet: what it was told to fill stays taken until every stage has said that it writes no more.
+Blocks that are filled at every stage are named, like computed ones, and the sequence finds them
+when it starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.exchange import KvSource
@@ -23,8 +24,9 @@ from services.engine.core.scheduler import Scheduler
 
 NamedBlock = tuple[bytes, int]
 """A block of a formation's caches, behind the name of what it holds."""
-FEWEST_BLOCKS = 2
-"""Fewer are computed sooner than asked for."""
+FEWEST_BLOCKS, FAR_BLOCKS = 2, 128
+"""Fewer are computed sooner than asked for, but for one behind so many others: the further behind,
+the longer a row takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,13 @@ def names_of(start: StartSequence) -> list[bytes]:
 class Incoming:
     """Those of one formation."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, numbers: Iterator[int]) -> None:
+        """`numbers` are for all that stages are asked to do to blocks of the formation."""
         self._scheduler = scheduler
         self._awaited: dict[int, _Awaited] = {}
-        self._number = 0
+        self._numbers = numbers
+        self._unanswered: dict[int, list[int]] = {}
+        """Blocks of fetches that some stage has not answered."""
         self._ahead: dict[bytes, None] = {}
         """Names of what came ahead; as many as there are blocks, the latest ones."""
 
@@ -76,8 +81,9 @@ class Incoming:
         """It waits for blocks; False: there are none to wait for, or no room for them."""
         if start.source is None or not self._scheduler.settings.share_prefixes:
             return False
-        chains = (names_of(start),)
-        return self._awaits_any(chains, start.source, FEWEST_BLOCKS, start) is not None
+        names = names_of(start)
+        fewest = 1 if len(names) > FAR_BLOCKS else FEWEST_BLOCKS
+        return self._awaits_any((names,), start.source, fewest, start) is not None
 
     def take_ahead(self, chains: Sequence[Sequence[bytes]], source: KvSource) -> int | None:
         """Has what these sequences, which are to come, lack of their blocks come as far as there is
@@ -114,10 +120,10 @@ class Incoming:
         if len(blocks) < fewest:
             self._scheduler.give_beginning(there, tuple(blocks.values()), ())
             return None
-        self._number += 1
-        fetch = KvFetch(self._number, source, tuple(blocks.items()))
-        self._awaited[self._number] = _Awaited(start, fetch, there, self._scheduler.last_step)
-        return self._number
+        number = next(self._numbers)
+        fetch = KvFetch(number, source, tuple(blocks.items()))
+        self._awaited[number] = _Awaited(start, fetch, there, self._scheduler.last_step)
+        return number
 
     def due(self) -> tuple[KvFetch, ...]:
         """What may be fetched by now; each is told once."""
@@ -138,6 +144,7 @@ class Incoming:
             return None
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
+            self._unanswered[number] = [block for _, block in one.fetch.blocks]
         else:
             names = [name for name, _ in one.fetch.blocks[:count]]
             fresh = [block for _, block in one.fetch.blocks]
@@ -147,6 +154,11 @@ class Incoming:
         if one.start is None or one.stopped:
             return None
         return replace(one.start, source=None), one.unread
+
+    def ended(self, number: int) -> None:
+        """No stage writes to the blocks of this fetch any more: what they hold counts for
+        nothing."""
+        self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())
 
     def _note_ahead(self, names: Sequence[bytes]) -> None:
         for name in names:

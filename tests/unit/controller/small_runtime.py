@@ -243,6 +243,7 @@ class Set:
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),
             journaled=self.journaled,
+            promise_onward=lambda _: None,
             heads_changed=Signal(),
             clock=clock,
         )

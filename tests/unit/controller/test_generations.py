@@ -23,7 +23,7 @@ from services.common.exchange import (
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt, ServingHead
-from services.controller.core.ledger.records import Forgotten, IdsAppended, Kept
+from services.controller.core.ledger.records import Forgotten, HeadBound, IdsAppended, Kept
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.journal.journal import Item, JournalRoom, Outlived, Recovered
@@ -75,6 +75,7 @@ def make(
     store: Store,
     heads: Sequence[ServingHead] = (),
     kv_source: Callable[[str, str, bool], KvSource | None] = lambda left, name, handed_on: None,
+    began: Callable[[HeadBound], object] = lambda bound: None,
 ) -> LedgerRuntime:
     journal: Any = store
     return LedgerRuntime(
@@ -86,6 +87,7 @@ def make(
         kv_source=kv_source,
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
+        began=began,
         heads_changed=Signal(),
         clock=lambda: 0.0,
     )
@@ -244,3 +246,11 @@ async def test_a_journal_that_does_not_answer_is_refused_for_and_read_again() ->
     assert recovering is not None
     await recovering
     assert store.recoveries == 1
+
+
+async def test_whoever_wants_to_know_is_told_once_of_each_generation_that_begins() -> None:
+    began: list[str] = []
+    generations = make(Store(), began=lambda bound: began.append(bound.generation_id))
+    await generations.checkpoint([said()])
+    await generations.checkpoint([said(5)])
+    assert began == ["g"]

@@ -90,7 +90,7 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(self, formation: Any, blocks: Any, *, last: bool) -> bool:
+    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
         raise AssertionError("nothing was to be kept")
 
     async def store(self, *asked: Any) -> int | None:
@@ -101,6 +101,9 @@ class NothingMoves:
 
     async def fetch(self, formation: Any, fetch: Any) -> int | None:
         raise AssertionError("nothing was to be fetched")
+
+    async def end(self, formation: Any, number: int) -> bool:
+        raise AssertionError("there was nothing to end")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from services.common.exchange import GenerateCall, KvMember, KvSource
 from services.common.generation import (
@@ -38,7 +39,7 @@ def moved(name: str = "g", source: KvSource | None = SOURCE) -> GenerateCall:
 def leading(blocks: int = 64, **settings: object) -> Batching:
     batching = Batching(Generations("i", HeadSettings()))
     scheduler = Scheduler(SchedulerSettings(**settings), blocks, 2)  # type: ignore[arg-type]
-    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 1024), Pace(1.0, 0.0)), "exact", 0.0)
+    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 4096), Pace(1.0, 0.0)), "exact", 0.0)
     return batching
 
 
@@ -103,6 +104,30 @@ def test_blocks_that_a_stage_may_still_write_are_given_to_nobody() -> None:
     batching.act(cancel, 0.2)
     batching.came_back(1, [], 0.3)
     assert scheduler_of(batching).used_blocks == 4
+    assert batching.ended(fetch, 0.4) == Due()
+    scheduler = scheduler_of(batching)
+    assert scheduler.used_blocks == 0
+    computed = scheduler.blocks.find(name for name, _ in fetch.blocks)
+    assert len(computed) == 4
+    assert not {block for _, block in fetch.blocks} & set(computed)
+
+
+def test_who_waits_for_room_starts_when_a_silent_stage_writes_no_more() -> None:
+    batching = leading(blocks=6)
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1), 0.1)
+    long = GenerationRequest("p", MODEL, (1,) * 80, Sampling(10))
+    batching.generate(2, GenerateCall(long, 1, "f"), 0.2)
+    assert not batching.fetched(fetch, None, 0.3).steps
+    assert len(batching.ended(fetch, 0.4).steps) == 1
+
+
+def test_what_stages_are_asked_to_do_to_blocks_has_a_number_each() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.drain("f", 0.1), 0.1)
+    with batching.kept(()) as leaving:
+        assert leaving.number > fetch.number
 
 
 def test_a_cancelled_one_gives_its_blocks_back_when_the_stages_have_answered() -> None:
@@ -156,6 +181,20 @@ def test_what_came_ahead_is_found_by_the_sequence_that_it_is_for() -> None:
     assert step.batch.steps[0].block_table[:3] == tuple(block for _, block in fetch.blocks)
     (checkpoint,) = batching.generations.take_checkpoints(1, 0.3)
     assert checkpoint.moved_by == "kv"
+
+
+def test_one_block_is_asked_for_where_it_is_far_behind_the_first() -> None:
+    """There its rows take longer to compute than it takes to come."""
+    prompt = tuple(i % 999 for i in range(16 * 129 + 1))
+    request = GenerationRequest("g", MODEL, prompt, Sampling(40))
+    chain = list(chain_of(request, 16))
+    for blocks, fetched in ((129, 1), (128, 0)):
+        batching = leading(blocks=200)
+        _, due = batching.take_ahead([chain[: blocks - 1]], SOURCE)
+        batching.fetched(only_fetch(due), blocks - 1, 0.1)
+        asked = replace(request, prompt_ids=prompt[: 16 * blocks + 1])
+        due = batching.generate(1, GenerateCall(asked, 2, "f", (), (), SOURCE), 0.2)
+        assert [len(fetch.blocks) for fetch in due.fetches] == [1] * fetched
 
 
 def test_what_came_ahead_of_another_is_computed_and_no_move_of_this_one() -> None:
@@ -257,8 +296,11 @@ def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
         assert [name for name, _ in leaving.blocks[:2]] == list(names)
         assert len(leaving.blocks) == 4
         assert scheduler.used_blocks == 4
-        leaving.told = True
     assert scheduler.used_blocks == 0
     with batching.kept(()) as leaving:
         assert len(leaving.blocks) == 6
+        leaving.busy = True
     assert scheduler.used_blocks == 6  # no stage answered
+    leaving.busy = False
+    assert batching.left(leaving, 0.6) == Due()
+    assert scheduler.used_blocks == 0
