@@ -394,9 +394,10 @@ def _located(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except InvalidArgument as error:
-        field = error.field or ""
-        reason = error.message.removeprefix(path.name).removeprefix(": ")
-        reason = reason.removeprefix(f"{field}: ").strip()
+        field = error.field
+        if not field:  # it is about the file, and says where
+            raise
+        reason = error.message.removeprefix(f"{path.name}: ").removeprefix(f"{field}: ")
         raise _wrong(path, field, reason) from None
 
 
