@@ -55,6 +55,8 @@ class Mistake:
     wrong: str
     program: str = "schedules.py"
     """What must catch it."""
+    first: int = 0
+    """The seed to begin with; of one that is caught late, a seed that caught it before."""
 
 
 MISTAKES = (
