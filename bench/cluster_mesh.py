@@ -165,6 +165,7 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
                 rates=lambda _, __: Rates(),
                 promise=lambda _: {},
             ),
+            promise_onward=lambda _: None,
             heads_changed=Signal(),
             clock=clock,
         )

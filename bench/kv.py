@@ -84,6 +84,8 @@ async def _engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
         status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
     found = {}
     for node in status.nodes:
+        if not node.address:  # it is being launched
+            continue
         async with channels.open_channel(node.address, Role.ENGINE) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             with suppress(grpc.aio.AioRpcError):  # it ends, or begins

@@ -141,7 +141,7 @@ async def test_a_spot_notice_leads_to_a_replacement_and_no_stream_notices(
         first = await mesh.status()
         assert {node["offer"] for node in first["nodes"]} == {"c7i.xlarge/use1-az1/spot"}
         assert first["cost_per_hour"] == pytest.approx(0.14)
-        async with Readers(client, mesh, STREAMS).reading():
+        async with Readers(client, mesh, 8).reading():
             cloud.capacity[POOL] = 0  # what is bought in its place is on demand
             taken = cloud.instances(MESH)[0].id
             timer = cloud.interrupt(taken, NOTICE_S)
@@ -152,10 +152,13 @@ async def test_a_spot_notice_leads_to_a_replacement_and_no_stream_notices(
         assert lifecycles(cloud) == ["on-demand", "spot"]
         offers = sorted(node["offer"] for node in last["nodes"] if node["state"] == "ready")
         assert [name.split("/")[2] for name in offers] == ["on-demand", "spot"]
-        kinds = [event["kind"] for event in await mesh_events(mesh)]
+        events = await mesh_events(mesh)
+        kinds = [event["kind"] for event in events]
         # By a successor in its seat, or by a plan that the market's change led to.
         noticed, sealed = kinds.index("interruption_noticed"), kinds.index("handover_finished")
         assert noticed < sealed
+        assert events[sealed]["at"] < events[noticed]["at"] + NOTICE_S
+        assert events[sealed]["attributes"]["sealed"] == "8"
         assert "pipeline_lost" not in kinds[:sealed]
     assert len(machines.processes) == 3
 

@@ -14,7 +14,10 @@ from bench.placement import costs_of
 from bench.placement_clusters import cluster
 from experiments.experiment import Experiment, Ground, Size
 from experiments.fleets import scenario_at
-from experiments.table import Column, Rows
+from experiments.supply import drawn, events
+from experiments.table import Cell, Column, Rows
+from services.controller.core.cluster.market import Offer
+from services.controller.providers.market_file import MarketEvent
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.replan.change import Change
 from services.placement.replan.next_plan import replan
@@ -22,19 +25,26 @@ from services.placement.search.budget import UNLIMITED, Unlimited
 from services.placement.search.planners import shuntserve
 from services.placement.search.problem import Problem
 from simulator.fleet.run import FleetRun
-from simulator.fleet.scenario import Scenario
+from simulator.fleet.scenario import FlowRow, RateRow, Scenario, WorkloadRow, read_scenario
 from simulator.fleet.workload import Generator
 
 FOLDER = Path(__file__).parent
 TYPES = ("g4dn.12xlarge", "g5.xlarge", "g5.12xlarge", "g6.xlarge", "g6.12xlarge", "g6e.xlarge")
 MODEL = "llama-3.1-70b"
+ZONES = 4
+NOTICE_S = 120.0
+CALM_S = 1800.0
+"""Of a zone, between two changes."""
 COLUMNS = (
     Column("planned req/s", ".4g"),
     Column("first plan s", ".2f", compared=False),
     Column("next plan s", ".2f", compared=False),
     Column("finished", ".0f"),
     Column("running", ".0f"),
+    Column("taken", ".0f"),
     Column("TPOT p50 s", ".3f"),
+    Column("start s", ".2f", compared=False),
+    Column("CPU s", ".1f", compared=False),
     Column("simulated s / s", ".3g", compared=False),
     Column("peak MiB", ".0f", compared=False),
 )
@@ -54,6 +64,25 @@ class Scale:
         return f"{self.nodes} nodes, {self.rate_rps:g} req/s"
 
 
+@dataclass(frozen=True, slots=True)
+class Day:
+    """The row of a flow: as many nodes at first, in zones that come and go."""
+
+    nodes: int
+    rate_rps: float
+    horizon_s: float
+
+    @property
+    def name(self) -> str:
+        hours = self.horizon_s / 3600
+        return f"{self.nodes} nodes, {self.rate_rps:g} req/s, {hours:g} h as a flow"
+
+
+DAYS = {
+    Size.TINY: Day(24, 200, 900.0),
+    Size.QUICK: Day(120, 1000, 7200.0),
+    Size.FULL: Day(1200, 10_000, 86_400.0),
+}
 SCALES = {
     Size.TINY: (Scale(10, 10, 10.0),),
     Size.QUICK: (Scale(10, 10, 60.0), Scale(100, 100, 20.0)),
@@ -72,10 +101,10 @@ def sized(scenario: Scenario, scale: Scale) -> Scenario:
     (offer, _) = scenario.initial[0]
     document = scenario.document
     assert document.workload.generator is not None
-    drawn = Generator(**document.workload.generator.model_dump())
+    told = Generator(**document.workload.generator.model_dump())
     count = round(2 * scale.rate_rps * scale.horizon_s) + 100
     generator = document.workload.generator.model_copy(
-        update={"rate_rps": scale.rate_rps, "requests": min(count, drawn.requests)}
+        update={"rate_rps": scale.rate_rps, "requests": min(count, told.requests)}
     )
     workload = document.workload.model_copy(update={"generator": generator})
     return replace(
@@ -83,6 +112,57 @@ def sized(scenario: Scenario, scale: Scale) -> Scenario:
         initial=((offer, scale.nodes),),
         document=document.model_copy(update={"workload": workload}),
     )
+
+
+def in_zones(scenario: Scenario, day: Day) -> Scenario:
+    """As a flow, on spot nodes in zones of which each loses up to a fifth and has them back."""
+    (firm, _), most = scenario.initial[0], day.nodes // ZONES
+    least, calm_s = most - most // 5, min(CALM_S, day.horizon_s / 4)
+    zones, happens = list[Offer](), list[MarketEvent]()
+    for number in range(ZONES):
+        name = f"zone-{number}"
+        zones.append(replace(firm, offer_id=name, pool=name, spot=True, count=most))
+        supply = drawn(name, length_s=day.horizon_s, least=least, most=most, calm_s=calm_s)
+        happens += events(name, supply, NOTICE_S)
+    happens.sort(key=lambda event: event.at_s)
+    drawn_from = scenario.document.workload.generator
+    assert drawn_from is not None
+    flow = FlowRow(
+        rates=(RateRow(at_s=0.0, rps=day.rate_rps),),
+        input_mean=drawn_from.input_mean,
+        output_mean=drawn_from.output_mean,
+    )
+    changed = {
+        "workload": WorkloadRow(flow=flow),
+        "horizon_s": day.horizon_s,
+        "replans": True,
+        "nodes_max": day.nodes,
+    }
+    return replace(
+        scenario,
+        offers=(firm, *zones),
+        events=tuple(happens),
+        initial=tuple((zone, most) for zone in zones),
+        document=scenario.document.model_copy(update=changed),
+    )
+
+
+def as_flow(day: Day) -> dict[str, Cell]:
+    """Time at first, until all nodes serve, is told apart."""
+    run = FleetRun(in_zones(read_scenario(FOLDER / "nodes.yaml"), day), "full", 0)
+    began_s, starts = time.process_time(), list[float]()
+    outcome = run.outcome(lambda share: starts.append(time.process_time() - began_s))
+    took_s = time.process_time() - began_s
+    return {
+        "finished": float(outcome.counts.finished),
+        "running": float(outcome.running),
+        "taken": float(sum(one.nodes for one in outcome.interruptions)),
+        "TPOT p50 s": outcome.tpot_s["p50"],
+        "start s": starts[0],
+        "simulated s / s": day.horizon_s / took_s,
+        "CPU s": took_s,
+        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def measure(ground: Ground) -> Rows:
@@ -111,8 +191,11 @@ def measure(ground: Ground) -> Rows:
             "running": float(outcome.running),
             "TPOT p50 s": outcome.tpot_s["p50"],
             "simulated s / s": scale.horizon_s / simulated_s,
+            "CPU s": simulated_s,
             "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
+    day = DAYS[ground.size]
+    rows[day.name] = as_flow(day)
     return rows
 
 

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.tables import text_table
 from services.cli.why import age, layers_text
 
 NO_PIPELINE = "no pipeline is ready"
@@ -39,7 +40,8 @@ _COLOURS = {
 def status_table(status: dict[str, Any]) -> Group:
     """What keeps failing, the models, the plan, then tables of the services, the pipelines with
     their nodes, the market where it names prices, and the generations."""
-    tables = _services(status), _pipelines(status), *_machines(status), *_market(status)
+    services = [_services(status)] if status["services"] else []  # elsewhere there are none here
+    tables = *services, _pipelines(status), *_machines(status), *_market(status)
     asked = map(workload_line, status["workloads"])
     head = [*_faults(status), *_models(status["deployments"]), *_plan(status)]
     return Group(*head, *tables, *asked, _generations(status))
@@ -105,7 +107,7 @@ def _coloured(state: str) -> str:
 
 
 def _services(status: dict[str, Any]) -> Table:
-    table = Table("service", "state", "pid", "gRPC", "HTTP")
+    table = text_table("service", "state", "pid", "gRPC", "HTTP")
     for service in status["services"]:
         table.add_row(
             service["name"],
@@ -118,7 +120,7 @@ def _services(status: dict[str, Any]) -> Table:
 
 
 def _pipelines(status: dict[str, Any]) -> Table:
-    table = Table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
+    table = text_table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
     nodes = {node["id"]: node for node in status["nodes"]}
     placed = set()
     spares = {spare["node"]: layers_text(spare["held"]) for spare in status["spares"]}
@@ -153,7 +155,7 @@ def _machines(status: dict[str, Any]) -> list[Table | str]:
     known = [index for index in range(len(_MACHINE)) if any(row[index] for row in alike)]
     if not known:
         return []
-    table = Table("nodes", *(_MACHINE[index][0] for index in known))
+    table = text_table("nodes", *(_MACHINE[index][0] for index in known))
     for row, names in alike.items():
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         table.add_row(", ".join(names[:_NAMED]) + more, *(row[index] for index in known))
@@ -196,7 +198,9 @@ def _market(status: dict[str, Any]) -> list[Table | str]:
     """Nothing where nobody names a price."""
     if all(offer["price_per_hour"] is None for offer in status["offers"]):
         return []
-    table = Table("offer", "instance type", "pool", "market", "running", "price an hour")
+    table = text_table(
+        "offer", "instance type", "pool", "market", "running", "price an hour", whole="offer"
+    )
     for offer in status["offers"]:
         price = offer["price_per_hour"]
         table.add_row(

@@ -25,12 +25,21 @@ def read_yaml(path: Path, kind: type[Document]) -> Document:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InvalidArgument(f"{path.name} is over {MAX_FILE_BYTES} bytes", field=path.name)
-        return kind.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
         raise InvalidArgument(f"{path.name} is not YAML", field=path.name) from error
     except OSError as error:
         raise NotFound(f"cannot read {path.name}: {error.strerror}", field=path.name) from error
+    return parse_yaml(text, path.name, kind)
+
+
+def parse_yaml(text: str, name: str, kind: type[Document]) -> Document:
+    """The same of a text, which goes by this name."""
+    try:
+        return kind.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidArgument(f"{name} is not YAML", field=name) from error
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise InvalidArgument(f"{path.name}: {place}: {fault['msg']}", field=place) from error
+        raise InvalidArgument(f"{name}: {place}: {fault['msg']}", field=place) from error

@@ -109,6 +109,7 @@ class AssembledController:
                 rates=lambda model, room: self._generations.rates(model, room),
                 promise=lambda formation_id: self._generations.promise(formation_id),
             ),
+            promise_onward=lambda name: self._generations.promise_onward(name),
             heads_changed=heads_changed,
             clock=clock,
         )
@@ -145,6 +146,7 @@ class AssembledController:
             kv_source=kv.of,
             runs_at=lambda formation_id: self._runtime.cluster.view.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
+            began=self._runtime.generation_began,
             heads_changed=heads_changed,
             clock=clock,
         )

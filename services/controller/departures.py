@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from math import inf
 
 from services.common import telemetry
@@ -17,12 +18,14 @@ from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
 from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Choice, Move, Rates, Stream
-from services.controller.core.departure.schedule import at_once, cheapest
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.departure.schedule import PUSH_S, at_once, cheapest
+from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 from services.controller.engines import Engines, Heir
 from services.controller.event_log import EventLog
-from services.controller.kv_sources import Handover, kv_members, source_of
+from services.controller.kv_sources import KvSources, kv_members, source_of
+from services.controller.pushes import Pushes
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +53,17 @@ class Departures:
         journaled: Journaled,
         events: EventLog,
         *,
-        handover: Handover,
+        kv: KvSources,
+        block_positions: int,
         clock: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._engines = engines
         self._journaled = journaled
         self._events = events
-        self._handover = handover
+        self._kv = kv
+        self._block_positions = block_positions
+        self._link = Link()
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
@@ -67,26 +73,79 @@ class Departures:
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
             return
-        departure, running = Departure(action.until_s), None
-        with telemetry.span("departure", attributes={"pipeline": runs_at.pipeline_id}) as span:
-            while running is None or running:
-                streams = self._journaled.streams(formation_id)
-                rates = self._journaled.rates(runs_at.model, self._room(formation_id))
-                lengths = self._journaled.lengths(runs_at.model)
-                look = departure.look(streams, rates, lengths, self._clock())
-                self._tell(runs_at.pipeline_id, look.told)
-                for move in look.told:
-                    generation = {"generation": move.generation_id}
-                    span.add_event("handover_chosen", {**generation, **move.attributes})
-                if look.running != running:
-                    try:
-                        await self._engines.drain(formation_id, action.head, running=look.running)
-                    except ShuntError as error:
-                        _log.warning("a head does not let go", extra={"error": error.message})
-                        break
-                    running = look.running
-                await asyncio.sleep(max(0.0, look.wakes_at_s - self._clock()) if running else 0)
+        self._kv.departs(formation_id, action.members)
+        pushes = Pushes(
+            self._engines,
+            self._link,
+            source_of(formation_id, action.members),
+            action.head,
+            block_bytes=self._block_bytes(runs_at),
+            block_positions=self._block_positions,
+            clock=self._clock,
+        )
+        going = asyncio.create_task(pushes.run())
+        try:
+            with telemetry.span("departure", attributes={"pipeline": runs_at.pipeline_id}) as span:
+                async with aclosing(self._one_by_one(action, runs_at, pushes)) as chosen:
+                    async for move in chosen:
+                        generation = {"generation": move.generation_id}
+                        span.add_event("handover_chosen", {**generation, **move.attributes})
+        except ShuntError as error:
+            _log.warning("a head does not let go", extra={"error": error.message})
+        finally:
+            going.cancel()
         self._cluster.departed(formation_id, self._clock())
+
+    async def _one_by_one(
+        self, action: DepartFormation, runs_at: RunsAt, pushes: Pushes
+    ) -> AsyncGenerator[Move, None]:
+        """Has them leave in their time; each choice, as it is made. Raises ShuntError."""
+        name, head = action.formation_id, action.head
+        departure = Departure(action.until_s, always=self._kv.handover == "kv")
+        ways, running = dict[str, Choice](), None
+        while running is None or running:
+            pushes.went.clear()
+            streams = [pushes.seen(one) for one in self._journaled.streams(name)]
+            rates, lengths = self._rates(runs_at, name), self._journaled.lengths(runs_at.model)
+            look = departure.look(streams, rates, lengths, self._clock())
+            self._tell(runs_at.pipeline_id, look.told)
+            for move in look.told:
+                ways[move.generation_id] = move.choice
+                yield move
+            self._begin(name, look.pushes, pushes)
+            pushed = {one for one, way in ways.items() if way is Choice.PUSH}
+            pushes.keep(pushed & look.running)
+            if look.running != running:
+                leave, replayed = pushed - look.running, ways.keys() - pushed - look.running
+                self._kv.seals(name, leave, replayed)
+                await self._engines.drain(
+                    name, head, keep_kv=bool(leave), replayed=replayed, running=look.running
+                )
+                running = look.running
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, look.wakes_at_s - self._clock())):
+                    await (pushes.went.wait() if running else asyncio.sleep(0))
+
+    def _begin(self, formation_id: str, moves: Iterable[Move], pushes: Pushes) -> None:
+        """Blocks of these go to the heads that were promised."""
+        promised = self._journaled.promise(formation_id) if moves else {}
+        for move in moves:
+            head = promised.get(move.generation_id)
+            if head is None:
+                pushes.stays(move.generation_id)
+                continue
+            there = head.route.formation_id
+            members = kv_members(self._cluster.view.members(there))
+            pushes.begin(move.generation_id, Heir(members, frozenset({move.generation_id}), there))
+
+    def _rates(self, runs_at: RunsAt, formation_id: str) -> Rates:
+        """What moves cost now."""
+        rates = self._journaled.rates(runs_at.model, self._room(formation_id))
+        link_bytes_per_s = self._link.bytes_per_s(self._clock())
+        return replace(rates, link_bytes_per_s=link_bytes_per_s, push_s=rates.push_s or PUSH_S)
+
+    def _block_bytes(self, runs_at: RunsAt) -> int:
+        return runs_at.kv_block_bytes if self._kv.travels else 0
 
     def _room(self, formation_id: str) -> float:
         """Positions that the formations beside it have free."""
@@ -104,21 +163,28 @@ class Departures:
         if runs_at is None:
             return
         heirs: dict[str, list[str]] = {}
-        promised = self._journaled.promise(name)
-        for move in self._at_once(name, runs_at.model):
-            if move.choice is Choice.PUSH:
-                head = promised.get(move.generation_id)
+        promised = {} if action.waited_for else self._journaled.promise(name)
+        for move in self._at_once(name, runs_at):
+            head = promised.get(move.generation_id)
+            if move.choice is Choice.PUSH and (head is not None or action.followers):
                 there = head.route.formation_id if head is not None else ""
                 heirs.setdefault(there, []).append(move.generation_id)
         if not heirs:
             return
         members = {there: view.members(there) if there else action.followers for there in heirs}
+        began_s = self._clock()
         ahead = await self._engines.copy_ahead(
             source_of(name, action.members),
             action.head,
-            [Heir(kv_members(members[there]), frozenset(names)) for there, names in heirs.items()],
+            [
+                Heir(kv_members(members[there]), frozenset(names), there)
+                for there, names in heirs.items()
+                if members[there]
+            ],
             action.limit_s,
         )
+        now_s = self._clock()
+        self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
@@ -129,16 +195,20 @@ class Departures:
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
             return frozenset()
-        moves = self._at_once(formation_id, runs_at.model)
+        moves = self._at_once(formation_id, runs_at)
         self._tell(runs_at.pipeline_id, moves)
         return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
 
-    def _at_once(self, formation_id: str, model: ModelRef) -> tuple[Move, ...]:
+    def _at_once(self, formation_id: str, runs_at: RunsAt) -> tuple[Move, ...]:
         """What becomes of each that runs in a formation, if all leave it now."""
-        streams, now_s = self._journaled.streams(formation_id), self._clock()
-        if self._handover == "auto":
-            return cheapest(streams, self._journaled.rates(model, inf), now_s)
-        return at_once(streams, now_s, travels=self._handover == "kv")
+        size, now_s = self._block_bytes(runs_at), self._clock()
+        streams = [
+            one.with_blocks(size, self._block_positions)
+            for one in self._journaled.streams(formation_id)
+        ]
+        if self._kv.handover == "auto":
+            return cheapest(streams, self._journaled.rates(runs_at.model, inf), now_s)
+        return at_once(streams, now_s, travels=self._kv.travels)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:
         for move in moves:

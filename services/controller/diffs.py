@@ -64,7 +64,7 @@ async def plan_diff(
 ) -> PlanDiff:
     """Raises what the plan's application would."""
     view = cluster.view
-    plan = operators_plan(plan_json, view.next_plan_number, cluster.goals, view.backends())
+    plan = operators_plan(plan_json, view.next_plan_number, cluster.goals, view.shapes())
     cluster.check_plan(plan)
     found = cluster.view.difference(plan, now_s)
     launched = {

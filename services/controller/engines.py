@@ -49,6 +49,8 @@ class Heir:
 
     members: tuple[KvMember, ...]
     generation_ids: frozenset[str]
+    formation_id: str = ""
+    """What they are by now, head first; empty: nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,13 @@ class WentAhead:
 
     rounds: int = 0
     blocks: int = 0
+    cached: int = 0
+    """Those of them that lie in the caches of a formation that serves."""
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
+    over: bool = False
+    """None of them lacks more than the last full block of a sequence."""
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -67,6 +73,7 @@ class WentAhead:
         return {
             "rounds": str(self.rounds),
             "blocks": str(self.blocks),
+            "cached": str(self.cached),
             "bytes": str(self.size_bytes),
             "took_s": f"{self.took_s:.3f}",
         }
@@ -117,14 +124,15 @@ class Engines:
             call.cancel()
         raise Unavailable("the hold ended before it was done")
 
-    async def form(self, formation: FormPipeline) -> None:
-        """Makes the members one pipeline; the head comes last, for it connects the others."""
+    async def form(self, formation: FormPipeline) -> int:
+        """Makes the members one pipeline; the head comes last, for it connects the others. Returns
+        the bytes of a full KV block of all its layers, 0 where blocks go nowhere."""
         await asyncio.gather(
             *(self._form(formation, index) for index in range(1, len(formation.members)))
         )
-        await self._form(formation, 0)
+        return await self._form(formation, 0)
 
-    async def _form(self, formation: FormPipeline, stage_index: int) -> None:
+    async def _form(self, formation: FormPipeline, stage_index: int) -> int:
         request = engine_pb2.FormRequest(
             formation_id=formation.formation_id,
             pipeline_id=formation.pipeline_id,
@@ -144,7 +152,8 @@ class Engines:
         )
         with _domain_errors():
             stub = self._stub(formation.members[stage_index].address)
-            await stub.Form(request, timeout=self._timeouts.form_s)
+            reply = await stub.Form(request, timeout=self._timeouts.form_s)
+        return reply.kv_block_bytes
 
     async def dissolve(self, formation_id: str, member: Member) -> None:
         request = engine_pb2.DissolveRequest(formation_id=formation_id)
@@ -175,25 +184,36 @@ class Engines:
         return reply.sealed_generations
 
     async def copy_ahead(
-        self, source: KvSource, head: Member, heirs: Iterable[Heir], limit_s: float
+        self,
+        source: KvSource,
+        head: Member,
+        heirs: Iterable[Heir],
+        limit_s: float,
+        *,
+        follows: bool = False,
     ) -> WentAhead:
-        """Has blocks of what the source's formation runs go ahead to its heirs."""
+        """Has blocks of what the source's formation runs go ahead to its heirs; with `follows`
+        those, too, that fill while it does."""
         request = engine_pb2.CopyKvRequest(
             formation_id=source.formation_id,
             heirs=[
                 engine_pb2.KvHeir(
                     members=map(wire.kv_member_to, heir.members),
                     generation_ids=sorted(heir.generation_ids),
+                    formation_id=heir.formation_id,
                 )
                 for heir in heirs
             ],
             source=wire.kv_source_to(source),
             limit_s=limit_s,
+            follows=follows,
         )
         with _domain_errors():
             stub = self._stub(head.address)
             said = await stub.CopyKv(request, timeout=limit_s + self._timeouts.drain_s)
-        return WentAhead(said.rounds, said.blocks, said.copied_bytes, said.copied_s)
+        return WentAhead(
+            said.rounds, said.blocks, said.cached, said.copied_bytes, said.copied_s, said.over
+        )
 
     async def cancel(
         self, address: str, generation_id: str, choice: int | None, reason: CancelReason

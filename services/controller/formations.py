@@ -68,6 +68,7 @@ class Formations:
                 self._begin_all(self._turns.form(action))
             case DissolveFormation():
                 self._turns.dissolve(action)
+                self._kv.dissolved(action.formation_id)
                 for member in action.members:
                     self._begin(self._dissolve(action.formation_id, member), None)
             case DepartFormation():
@@ -106,11 +107,11 @@ class Formations:
         if not self._cluster.view.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
-            await self._engines.form(action)
+            block_bytes = await self._engines.form(action)
         except ShuntError as error:
             self._cluster.form_failed(action.formation_id, error.message, self._clock())
         else:
-            self._cluster.formed(action.formation_id, self._clock())
+            self._cluster.formed(action.formation_id, self._clock(), block_bytes)
         self._stir()
 
     async def _dissolve(self, formation_id: str, member: Member) -> None:
@@ -141,7 +142,7 @@ class Formations:
 
     async def _drain(self, action: DrainFormation, replayed: Collection[str]) -> None:
         kv, name = self._kv, action.formation_id
-        kv.drains(name, action.members)
+        kv.drains(name, action.members, replayed)
         sealed = None
         try:
             sealed = await self._engines.drain(

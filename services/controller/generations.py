@@ -38,7 +38,7 @@ from services.controller.core.ledger.outcomes import (
     ServingHead,
 )
 from services.controller.core.ledger.population import Population
-from services.controller.core.ledger.records import Record
+from services.controller.core.ledger.records import HeadBound, Record
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, JournalRoom, Outlived, Recovered
 from services.controller.signal import Signal
@@ -71,8 +71,9 @@ class LedgerRuntime:
         heads: Callable[[], Sequence[ServingHead]],
         coming: Callable[[], Coming],
         runs_at: Callable[[str], RunsAt | None],
-        kv_source: Callable[[str, bool], KvSource | None],
+        kv_source: Callable[[str, str, bool], KvSource | None],
         deployed: Callable[[ModelRef], bool],
+        began: Callable[[HeadBound], object],
         heads_changed: Signal,
         clock: Callable[[], float],
         wall_clock: Callable[[], float] = time.time,
@@ -85,6 +86,7 @@ class LedgerRuntime:
         self._runs_at = runs_at
         self._kv_source = kv_source
         self._deployed = deployed
+        self._began = began
         self._heads_changed = heads_changed
         self._clock = clock
         self._wall_clock = wall_clock
@@ -126,6 +128,9 @@ class LedgerRuntime:
                 outcome = self._ledger.checkpoint(checkpoint, runs_at, now_s)
                 results.append(outcome.reply)
                 records += outcome.records
+                for record in outcome.records:
+                    if isinstance(record, HeadBound):
+                        self._began(record)
                 events += outcome.events
                 fsync = fsync or outcome.fsync
         finally:
@@ -145,7 +150,6 @@ class LedgerRuntime:
         while True:
             self._check_usable()
             self._check_room()
-            left = self._ledger.formation_of(question.generation_id)
             try:
                 outcome = self._ledger.resume(
                     question, self._heads(), self._clock(), self._coming()
@@ -155,7 +159,8 @@ class LedgerRuntime:
                 raise
             try:
                 if outcome is not None:
-                    return self._with_source(await self._settle(outcome), left, question.handed_on)
+                    left = self._ledger.formation_left(question.generation_id)
+                    return self._with_source(await self._settle(outcome), left, question)
                 self._check_deployed(question)
                 left_s = give_up_s - self._clock()
                 if left_s <= 0:
@@ -165,12 +170,13 @@ class LedgerRuntime:
                 self._ledger.left(question.generation_id, self._clock())
                 raise
 
-    def _with_source(self, grant: Grant, left: str, handed_on: bool) -> Grant:
-        """Says where blocks may be had of a formation that it has just left, or that handed it
-        on."""
+    def _with_source(self, grant: Grant, left: str, question: ResumeQuestion) -> Grant:
+        """Says where blocks may be had of the formation that it left for this one, or that handed
+        it on, as often as its reader asks."""
         if grant.head is None or grant.head.formation_id == left:
             return grant
-        return replace(grant, kv_source=self._kv_source(left, handed_on))
+        source = self._kv_source(left, question.generation_id, question.handed_on)
+        return replace(grant, kv_source=source)
 
     def model_of(self, generation_id: str) -> ModelRef | None:
         """The version a generation was admitted for; None for one that is not known."""
@@ -258,6 +264,10 @@ class LedgerRuntime:
     def promise(self, formation_id: str) -> dict[str, ServingHead]:
         """Where the generations that run in a formation will rather go on, by name."""
         return self._ledger.promise(formation_id, self._heads())
+
+    def promise_onward(self, generation_id: str) -> ServingHead | None:
+        """Where one that begins will rather be handed on to; None where it is not."""
+        return self._ledger.promise_onward(generation_id, self._heads())
 
     def lengths(self, model: ModelRef) -> AnswerLengths:
         """Of a model's answers, as seen so far."""

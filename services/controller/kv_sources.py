@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -18,9 +18,18 @@ Handover = Literal["auto", "replay", "kv"]
 class _Kept:
     source: KvSource
     node_ids: frozenset[str]
+    pushed: set[str] | None = None
+    """Those of its generations that were; None: all."""
+    replayed: set[str] = field(default_factory=set)
+    """Of these nothing is kept."""
     until_s: float = inf
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     """Or that failed."""
+
+    def has(self, generation_id: str) -> bool:
+        if generation_id in self.replayed:
+            return False
+        return self.pushed is None or generation_id in self.pushed
 
 
 def kv_members(members: Iterable[Member]) -> tuple[KvMember, ...]:
@@ -51,11 +60,29 @@ class KvSources:
         self._keep_s, self._clock, self._members = keep_s, clock, members
         self._kept: dict[str, _Kept] = {}
 
-    def drains(self, formation_id: str, members: Sequence[Member]) -> None:
-        """A formation is being sealed, and its stages keep what they have."""
-        if self.travels:
-            nodes = frozenset(member.node_id for member in members)
-            self._kept[formation_id] = _Kept(source_of(formation_id, members), nodes)
+    def departs(self, formation_id: str, members: Sequence[Member]) -> None:
+        """Generations leave a formation one by one; its stages keep what they have of those that
+        are sealed to be pushed."""
+        if self.travels and formation_id not in self._kept:
+            self._kept[formation_id] = self._of(formation_id, members, set())
+
+    def seals(self, formation_id: str, pushed: Collection[str], replayed: Collection[str]) -> None:
+        """These leave it now."""
+        kept = self._kept.get(formation_id)
+        if kept is not None and kept.pushed is not None:
+            kept.pushed.update(pushed)
+            kept.replayed.update(replayed)
+
+    def drains(
+        self, formation_id: str, members: Sequence[Member], replayed: Collection[str] = ()
+    ) -> None:
+        """A formation is being sealed, and its stages keep what they have, but of generations
+        that are `replayed`."""
+        if not self.travels:
+            return
+        kept = self._kept.setdefault(formation_id, self._of(formation_id, members, None))
+        kept.pushed = None
+        kept.replayed.update(replayed)
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""
@@ -64,13 +91,19 @@ class KvSources:
             kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
             kept.sealed.set()
 
-    def of(self, formation_id: str, handed_on: bool) -> KvSource | None:
-        """Where blocks of its generations may be had; what it `handed_on` has some whatever becomes
+    def dissolved(self, formation_id: str) -> None:
+        """It is no more, sealed or not."""
+        kept = self._kept.get(formation_id)
+        if kept is not None and kept.until_s == inf:
+            self.drained(formation_id, sealed=True)
+
+    def of(self, formation_id: str, generation_id: str, handed_on: bool) -> KvSource | None:
+        """Where blocks of its generation may be had; what it `handed_on` has some whatever becomes
         of others, for as long as the formation lives."""
         now_s = self._clock()
         self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
         kept = self._kept.get(formation_id)
-        if kept is not None:
+        if kept is not None and kept.has(generation_id):
             return kept.source
         members = self._members(formation_id) if handed_on else ()
         return source_of(formation_id, members) if members else None
@@ -80,3 +113,8 @@ class KvSources:
         for kept in [kept for kept in self._kept.values() if node_id in kept.node_ids]:
             await kept.sealed.wait()
             await asyncio.sleep(kept.until_s - self._clock())
+
+    @staticmethod
+    def _of(formation_id: str, members: Sequence[Member], pushed: set[str] | None) -> _Kept:
+        nodes = frozenset(member.node_id for member in members)
+        return _Kept(source_of(formation_id, members), nodes, pushed)

@@ -17,7 +17,12 @@ from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.given_phases import handing_on, in_phases, is_split
+from services.controller.core.cluster.given_phases import (
+    handing_on,
+    in_phases,
+    is_split,
+    weighed_by_flows,
+)
 from services.controller.core.cluster.given_stages import plan_of_stages
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
@@ -34,6 +39,7 @@ from services.controller.wire_placement import (
     node_to,
     nodes_to,
     objective_to,
+    phase_from,
     pipeline_to,
     resident_to,
     workload_to,
@@ -184,7 +190,8 @@ class Planning:
             reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if not reply.change and len(reply.pipelines) == question.planned:
+        whole = question.phases_only or len(reply.pipelines) == question.planned
+        if not reply.change and whole:
             return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
         plan = _plan_of(question.number, [(goal, reply)], _known(question))
         why = Why(
@@ -193,7 +200,9 @@ class Planning:
             gain=reply.gain,
             horizon_s=wishes.horizon_s,
         )
-        plan = in_phases(replace(plan, why=why), self._phases, question.running)
+        plan = replace(plan, why=why)
+        if not question.phases_only:
+            plan = in_phases(plan, self._phases, question.running)
         plan = await self._in_proportion(plan, [goal], [question.workload])
         return NextPlan(plan, reply.gain, why.reasons)
 
@@ -241,6 +250,9 @@ class Planning:
                 else:
                     flows = [(flow.prefill, flow.decode, flow.rate_rps) for flow in reply.flows]
                     one = handing_on(one, flows)
+                    whole = reply.pipeline_estimates[0]
+                    tokens = whole.throughput_tokens_per_s / whole.throughput_rps
+                    one = weighed_by_flows(one, tokens)
             deployments.append(one)
         return replace(plan, deployments=tuple(deployments))
 
@@ -322,7 +334,12 @@ class Planning:
         return placement_pb2.ReplanRequest(
             model=model_to(goal),
             nodes=nodes_to(question),
-            running=[pipeline_to(pipeline.stages) for pipeline in question.running],
+            running=[
+                pipeline_to(one.stages, one.phase)
+                if question.phases_only  # others get the phases that they are given
+                else pipeline_to(one.stages)
+                for one in question.running
+            ],
             resident=resident_to(question, goal),
             workload=None if question.workload is None else workload_to(question.workload),
             objective=objective_to(goal.aim, priced=True, budget_per_hour=wishes.budget_per_hour),
@@ -333,6 +350,7 @@ class Planning:
             nodes_max=wishes.nodes_max,
             planner=self._makes_next,
             anew=self._anew,
+            phases_only=question.phases_only,
         )
 
     async def close(self) -> None:
@@ -379,6 +397,7 @@ def _pipelines_of(
             f"pipeline-{place}",
             tuple(_stage(stage, known[stage.node_id]) for stage in pipeline.stages),
             estimate.throughput_tokens_per_s,
+            phase_from(pipeline.phase),
         )
         for place, (pipeline, estimate) in enumerate(
             zip(answer.pipelines, answer.pipeline_estimates, strict=True), made + 1

@@ -36,12 +36,15 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.views import NodeView
+from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.ledger.records import HeadBound
 from services.controller.departures import Departures, Journaled
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
 from services.controller.formations import Formations
+from services.controller.hand_ons import HandOns
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
 from services.controller.kv_sources import KvSources
 from services.controller.planning import Planning
@@ -101,6 +104,7 @@ class ClusterRuntime:
         journal: Journal,
         events: EventLog,
         journaled: Journaled,
+        promise_onward: Callable[[str], ServingHead | None],
         heads_changed: Signal,
         clock: Callable[[], float],
     ) -> None:
@@ -145,11 +149,22 @@ class ClusterRuntime:
         )
         self.market = self._fleet.market
         departures = Departures(
-            cluster, engines, journaled, events, handover=kv.handover, clock=clock
+            cluster,
+            engines,
+            journaled,
+            events,
+            kv=kv,
+            block_positions=cluster.settings.block_positions,
+            clock=clock,
         )
+        self._hand_ons = HandOns(cluster, engines, promise_onward, begin=self._begin)
         self._formations = Formations(
             cluster, engines, departures, kv, begin=self._begin, stir=self._stir, clock=clock
         )
+
+    def generation_began(self, bound: HeadBound) -> None:
+        """A head has accepted it."""
+        self._hand_ons.began(bound)
 
     async def run(self, saved: Mapping[str, str]) -> None:
         """Works until cancelled; `saved` is what the journal held at the start."""
@@ -210,8 +225,8 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument, and
         FailedPrecondition for what the strategy does not allow."""
-        number, backends = self.cluster.view.next_plan_number, self.cluster.view.backends()
-        plan = operators_plan(plan_json, number, self.cluster.goals, backends, source)
+        number, known = self.cluster.view.next_plan_number, self.cluster.view.shapes()
+        plan = operators_plan(plan_json, number, self.cluster.goals, known, source)
         self.cluster.check_plan(plan)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()

@@ -379,9 +379,9 @@ class ControllerSettings(ServiceSettings):
             shapes = self.market.shapes(kinds)
             return shapes[: affordable(self.market.offers, shapes, self.budget_per_hour)]
         memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
+        ranks = max([self.node_ranks, *(stage.tp_degree for stage in self.planned_stages)])
         return tuple(
-            NodeShape(memory_bytes, speed, device_type, self.node_ranks, backend)
-            for speed, backend in kinds
+            NodeShape(memory_bytes, speed, device_type, ranks, backend) for speed, backend in kinds
         )
 
     @property
@@ -445,12 +445,14 @@ class ControllerSettings(ServiceSettings):
             return_s=self.replan_return_s,
             measured_s=min(self.replan_steady_s, self.workload_smooth_s / 2),
             counts_arrivals=not self.aim.is_plain,
+            counts_lengths=self.capabilities.weights_stay,
             anew=self.capabilities.uniform,
         )
 
     @property
     def succession(self) -> SuccessionSettings:
-        return SuccessionSettings(self.replan and not self.stages, self.sleep_s)
+        given = self.stages and not self.capabilities.weights_stay
+        return SuccessionSettings(self.replan and not given, self.sleep_s)
 
     @property
     def workloads(self) -> WorkloadSettings:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from shuntserve.placement.v1 import placement_pb2
 
 from services.common import wire
+from services.common.errors import DataLoss
 from services.common.nodes import NodeShape
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.difference import StageToBe
@@ -77,8 +78,11 @@ def objective_to(
     )
 
 
-def pipeline_to(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
+def pipeline_to(
+    stages: Sequence[PlannedStage | StageToBe], phase: PipelinePhase = PipelinePhase.BOTH
+) -> placement_pb2.Pipeline:
     return placement_pb2.Pipeline(
+        phase=_PHASES[phase],
         stages=[
             placement_pb2.Stage(
                 node_id=stage.node_id,
@@ -86,8 +90,16 @@ def pipeline_to(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pip
                 tp_degree=stage.tp_degree,
             )
             for stage in stages
-        ]
+        ],
     )
+
+
+def phase_from(number: int) -> PipelinePhase:
+    """Raises DataLoss for one that there is not."""
+    found = next((phase for phase, told in _PHASES.items() if told == number), None)
+    if found is None:
+        raise DataLoss("a pipeline of the plan has a phase that nobody knows", field="phase")
+    return found
 
 
 def model_to(goal: Goal) -> placement_pb2.ModelSpec:
@@ -111,9 +123,7 @@ def flows_question(
             for index, stage in enumerate(pipeline.stages)
         ]
         nodes += [node_to(stage.node_id, stage.shape) for stage in stages]
-        message = pipeline_to(stages)
-        message.phase = _PHASES[pipeline.phase]
-        pipelines.append(message)
+        pipelines.append(pipeline_to(stages, pipeline.phase))
     return placement_pb2.EstimateRequest(
         model=model_to(goal),
         nodes=nodes,

@@ -19,7 +19,13 @@ from opentelemetry.trace import Span
 from shuntserve.engine.v1 import engine_pb2
 
 from services.common import telemetry
-from services.common.errors import AlreadyExists, ShuntError, StaleEpoch, Unavailable
+from services.common.errors import (
+    AlreadyExists,
+    ShuntError,
+    StaleEpoch,
+    Superseded,
+    Unavailable,
+)
 from services.common.generation import ModelRef
 from services.common.nodes import Member
 from services.engine import wire
@@ -98,6 +104,8 @@ class FormationPart:
         limit = max(QUEUE_LIMIT, len(membership.members))
         self._inbox: asyncio.Queue[_Work] = asyncio.Queue(limit)
         self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(limit)
+        self._given_up: set[int] = set()
+        """What the head had asked to be done to blocks."""
         self._stands = asyncio.Event()
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -137,22 +145,38 @@ class FormationPart:
         """How `export_blocks` and `import_blocks` have blocks."""
         return self._backend.kv_layout
 
-    async def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
-        """What blocks hold, between steps. Raises StaleEpoch when the formation has ended."""
-        return await self._compute.run(self._living(self._backend.export_blocks), blocks)
+    @property
+    def kv_block_bytes(self) -> int:
+        """Of a full block of all the formation's layers; 0: its blocks go nowhere."""
+        return self.membership.members[-1].layers.end * self.kv_layout.layer_bytes
+
+    async def export_blocks(self, number: int, blocks: Sequence[int]) -> list[bytes]:
+        """What blocks hold, between steps, as the head asked by this number. Raises StaleEpoch when
+        the formation has ended, Superseded for what was given up."""
+        export = self._living(number, self._backend.export_blocks)
+        return await self._compute.run(export, blocks)
 
     async def import_blocks(
-        self, blocks: Sequence[int], data: Sequence[bytes | memoryview]
+        self, number: int, blocks: Sequence[int], data: Sequence[bytes | memoryview]
     ) -> None:
-        """Has blocks hold this, between steps. Raises StaleEpoch when the formation has ended."""
-        await self._compute.run(self._living(self._backend.import_blocks), blocks, data)
+        """Has blocks hold this, between steps; raises what `export_blocks` raises."""
+        await self._compute.run(self._living(number, self._backend.import_blocks), blocks, data)
 
-    def _living(self, function: Callable[P, R]) -> Callable[P, R]:
-        """In the compute thread: what waited there when the formation ended must not run."""
+    async def give_up(self, number: int) -> None:
+        """Returns when no block is read or written any more for what the head asked by this number,
+        be it here already or still on its way."""
+        self._given_up.add(number)
+        await self._compute.run(lambda: None)  # behind what was handed in before
+
+    def _living(self, number: int, function: Callable[P, R]) -> Callable[P, R]:
+        """In the compute thread: what waited there when the formation ended, or when it was given
+        up, must not run."""
 
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             if not self.alive:
                 raise StaleEpoch("the formation was dissolved")
+            if number in self._given_up:
+                raise Superseded("the head has given it up", field="number")
             return function(*args, **kwargs)
 
         return run

@@ -8,7 +8,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -28,7 +37,7 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
-from services.engine.core.actions import Action
+from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Lead, Leaving
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
@@ -43,6 +52,10 @@ _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
 """Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
 have, and behind each round decoding has its turn."""
+END_AGAIN_S = 1.0
+"""A stage that does not say that it leaves blocks alone is asked again."""
+COPYING_AGAIN_S = 2.0
+"""Who asks again this soon for blocks to go ahead goes on where it was."""
 PREFIX_NEWS_S = 0.25
 """What changes in the prefix cache within this long, routers are told together."""
 
@@ -69,7 +82,7 @@ class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
-        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
     ) -> bool:
         """Every stage keeps what it holds of these, those first that come first; behind the last
         ones nothing more. False: some stage did not answer, and may be at it yet."""
@@ -87,9 +100,21 @@ class KvMoves(Protocol):
         came for it from process to process. None: not all of it, or not in time."""
         ...
 
+    async def cache(
+        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> Sequence[int]:
+        """The formation that the heir is has these lie in its caches: so many of each chain, from
+        its first on."""
+        ...
+
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
+        ...
+
+    async def end(self, formation: FormationPart, number: int) -> bool:
+        """No stage does anything to blocks any more that it was asked by this number; False: one
+        did not say so."""
         ...
 
 
@@ -99,9 +124,13 @@ class Copied:
 
     rounds: int = 0
     blocks: int = 0
+    cached: int = 0
+    """Those of them that lie in caches."""
     size_bytes: int = 0
     """From process to process."""
     took_s: float = 0.0
+    over: bool = False
+    """None lacks more than the block behind its last."""
 
 
 class Head:
@@ -126,6 +155,8 @@ class Head:
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
         self._kv = kv
+        self._copied: tuple[Copying, float] | None = None
+        """What went ahead last, and when."""
         self._moving: set[asyncio.Task[None]] = set()
         """Blocks, from here and to here."""
         self._traces = StepTraces()
@@ -178,7 +209,7 @@ class Head:
 
     def form(self, formation: FormationPart, lead: Lead, numerics_class: str) -> None:
         """Heads a formation that stands."""
-        self._formation = formation
+        self._formation, self._copied = formation, None
         self._do(self._batching.form(lead, numerics_class, self._clock()))
 
     def dissolve(self, formation_id: str) -> None:
@@ -203,14 +234,15 @@ class Head:
         formation."""
         self._act(self._core.drain(formation_id, self._clock(), running))
         if keep_kv:
-            await self._keep(formation_id, replayed)
+            await self._keep(formation_id, replayed, last=not running)
         while (sealed := self._core.drained(formation_id, self._clock(), running)) is None:
             self._changed.clear()
             await self._changed.wait()
         return sealed
 
-    async def _keep(self, formation_id: str, replayed: Collection[str]) -> None:
-        """What was computed of those that are sealed by now, at every stage."""
+    async def _keep(self, formation_id: str, replayed: Collection[str], *, last: bool) -> None:
+        """What was computed of those that are sealed by now, at every stage; behind the `last` of
+        them there is nothing more."""
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
@@ -218,31 +250,60 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks, last=True)
+            await self._kept(formation, kept, last=last)
 
     async def copy(
-        self, formation_id: str, heirs: Sequence[Heir], source: KvSource, limit_s: float
+        self,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        source: KvSource,
+        limit_s: float,
+        *,
+        follows: bool = False,
     ) -> Copied:
         """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over. Raises FailedPrecondition for
-        another formation."""
+        more than the one behind its last, or the limit is over; with `follows` for as long as one
+        of them runs here. Raises FailedPrecondition for another formation."""
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
-        copying, until_s = Copying(heirs), self._clock() + limit_s
+        copying, until_s = self._copying(heirs), self._clock() + limit_s
         while (left_s := until_s - self._clock()) > 0:
             began_s = self._clock()
             size_bytes = await self._go_ahead(formation, copying, source, left_s)
             if size_bytes is None:
+                if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                    continue
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
-            copied.blocks = copying.blocks
+            copied.blocks, copied.cached = copying.blocks, copying.cached
             copied.size_bytes += size_bytes
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+        if not follows:
+            self._copied = copying, self._clock()
+        copied.over = copying.over
         return copied
+
+    async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
+        """Something has happened; False: none of the generations runs any more."""
+        if formation is not self._formation or not self._core.running(copying.generation_ids):
+            return False
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._changed.wait()
+        return True
+
+    def _copying(self, heirs: Sequence[Heir]) -> Copying:
+        """What goes to them, from where it was if that is not long ago."""
+        if self._copied is not None:
+            copying, at_s = self._copied
+            if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
+                return copying
+        return Copying(heirs)
 
     async def _go_ahead(
         self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
@@ -255,8 +316,7 @@ class Head:
             if going is None or not await self._computed(formation):
                 return None
             ahead, kept = going
-            kept.told = await self._kv.keep(formation, kept.blocks, last=False)
-            if not kept.told:
+            if not await self._kept(formation, kept, last=False):
                 return None
         names = ahead.names
         stores = [
@@ -264,8 +324,47 @@ class Head:
             for heir, of_heir in names.items()
         ]
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
-        copying.copied(ahead, {heir for heir, size in stored.items() if size is not None})
+        there = {heir for heir, size in stored.items() if size is not None}
+        copying.copied(ahead, there)
+        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
         return sum(size or 0 for size in stored.values())
+
+    async def _into_caches(
+        self,
+        copying: Copying,
+        chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
+        source: KvSource,
+        limit_s: float,
+    ) -> None:
+        """What heirs keep by now lies where it will be wanted, as far as they have room."""
+        asked = [
+            self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
+            for heir, of_heir in chains.items()
+        ]
+        for of_heir, cached in zip(chains.values(), await asyncio.gather(*asked), strict=True):
+            copying.lie(dict(zip(of_heir, cached, strict=False)))
+
+    async def take_ahead(
+        self,
+        formation_id: str,
+        source: KvSource,
+        chains: Sequence[Sequence[bytes]],
+        limit_s: float,
+    ) -> list[int]:
+        """Has blocks of sequences that are to come here lie in the caches; of each chain of names
+        so many do from the first on. Raises FailedPrecondition for another formation."""
+        formation = self._formation
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        number, due = self._batching.take_ahead(chains, source)
+        self._do(due)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while formation is self._formation and self._batching.awaits(number):
+                    self._changed.clear()
+                    await self._changed.wait()
+        scheduler = self.scheduler if formation is self._formation else None
+        return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
 
     async def _computed(self, formation: FormationPart) -> bool:
         """Waits until all steps that have departed are back; False: the formation ended before."""
@@ -281,11 +380,38 @@ class Head:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            leaving.told = await self._kv.keep(formation, leaving.blocks, last=False)
+            await self._kept(formation, leaving, last=False)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.left(leaving, self._clock()))
+
+    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
+        """Every stage keeps these; where one does not answer, they stay taken until it does no
+        more."""
+        leaving.busy = True
+        try:
+            leaving.busy = not await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last
+            )
+        finally:
+            if leaving.busy:
+                self._move(self._end_keeping(formation, leaving))
+        return not leaving.busy
+
+    async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
+        if await self._ended(formation, leaving.number):
+            leaving.busy = False
+            self._do(self._batching.left(leaving, self._clock()))
+
+    async def _ended(self, formation: FormationPart, number: int) -> bool:
+        """Returns when no stage does anything to blocks by this number; False: the formation ended
+        before."""
+        while formation is self._formation:
+            if await self._kv.end(formation, number):
+                return formation is self._formation
+            await asyncio.sleep(END_AGAIN_S)
+        return False
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
         count = None
@@ -295,6 +421,8 @@ class Head:
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.fetched(fetch, count, self._clock()))
+        if count is None and await self._ended(formation, fetch.number):
+            self._do(self._batching.ended(fetch, self._clock()))
 
     # Readers
 

@@ -14,6 +14,7 @@ from services.common.errors import ShuntError
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
+from services.engine.core.copying import Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
@@ -39,19 +40,19 @@ class KvCalls:
         self._fetch_s = fetch_s
 
     async def keep(
-        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
     ) -> bool:
         """Every stage keeps what it holds of these, those first that come first; behind the last
         ones nothing more. False: some stage did not answer, and may be at it yet."""
 
         async def here() -> int:
             async with asyncio.timeout(COPY_S):
-                return await self._exchange.keep(formation, blocks, last=last)
+                return await self._exchange.keep(formation, number, blocks, last=last)
 
         async def there(member: Member) -> int:
             async with self._connect(member.address) as channel:
                 request = engine_pb2.KeepKvRequest(
-                    formation_id=formation.id, blocks=blocks_to(blocks), last=last
+                    formation_id=formation.id, blocks=blocks_to(blocks), last=last, number=number
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.KeepKv(request, timeout=COPY_S)
@@ -97,13 +98,35 @@ class KvCalls:
         whole = [size for size in sizes if size is not None]
         return sum(whole) if len(whole) == len(sizes) else None
 
+    async def cache(
+        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> Sequence[int]:
+        """The formation that the heir is has these lie in its caches: so many of each chain, from
+        its first on."""
+        request = engine_pb2.CacheKvRequest(
+            formation_id=heir.formation_id,
+            source=common_wire.kv_source_to(source),
+            chains=[engine_pb2.KvChain(names=names) for names in chains],
+            limit_s=limit_s,
+        )
+        address = heir.members[0].address
+        try:
+            async with self._connect(address) as channel:
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                said = await stub.CacheKv(request, timeout=limit_s + ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            told = {"address": address, "why": from_rpc_error(error).message}
+            _log.warning("blocks do not go into caches ahead", extra=told)
+            return ()
+        return said.cached
+
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
 
         async def here() -> int:
             filled = await self._exchange.fetch(
-                formation, fetch.source, fetch.blocks, self._fetch_s
+                formation, fetch.number, fetch.source, fetch.blocks, self._fetch_s
             )
             return filled.blocks
 
@@ -114,6 +137,7 @@ class KvCalls:
                     source=common_wire.kv_source_to(fetch.source),
                     blocks=blocks_to(fetch.blocks),
                     limit_s=self._fetch_s,
+                    number=fetch.number,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.FetchKv(request, timeout=self._fetch_s + ANSWER_S)
@@ -122,6 +146,21 @@ class KvCalls:
         counts = await self._of_all(formation, here, there)
         filled = [count for count in counts if count is not None]
         return min(filled) if len(filled) == len(counts) else None
+
+    async def end(self, formation: FormationPart, number: int) -> bool:
+        """No stage does anything to blocks any more for this number; False: one did not say so."""
+
+        async def here() -> int:
+            await formation.give_up(number)
+            return number
+
+        async def there(member: Member) -> int:
+            async with self._connect(member.address) as channel:
+                request = engine_pb2.EndKvRequest(formation_id=formation.id, number=number)
+                await engine_pb2_grpc.EngineServiceStub(channel).EndKv(request, timeout=ANSWER_S)
+                return number
+
+        return None not in await self._of_all(formation, here, there)
 
     @staticmethod
     async def _of_all(

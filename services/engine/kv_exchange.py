@@ -108,11 +108,11 @@ class KvExchange:
         return self.shelf.keeps_for_s(self._clock())
 
     async def keep(
-        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
     ) -> int:
         """Copies what the stage holds of blocks to the shelf, but of those that it keeps already;
-        how many it keeps from the first on, for there may be no room. Raises StaleEpoch when the
-        formation has ended."""
+        how many it keeps from the first on, for there may be no room. Raises what
+        `FormationPart.export_blocks` does."""
         layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
         try:
@@ -122,7 +122,7 @@ class KvExchange:
             room = self.shelf.room(size_bytes, self._clock())
             for start in range(0, min(room, len(lacking)), KEPT_AT_ONCE):
                 part = lacking[start : min(start + KEPT_AT_ONCE, room)]
-                held = await formation.export_blocks([blocks[index][1] for index in part])
+                held = await formation.export_blocks(number, [blocks[i][1] for i in part])
                 for index, data in zip(part, held, strict=True):
                     if not self.shelf.put(layout, blocks[index][0], layers, data, self._clock()):
                         return index
@@ -182,12 +182,13 @@ class KvExchange:
     async def fetch(
         self,
         formation: FormationPart,
+        number: int,
         source: KvSource,
         blocks: Sequence[NamedBlock],
         limit_s: float,
     ) -> Filled:
         """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
-        comes within the limit. Raises StaleEpoch when the formation has ended."""
+        comes within the limit. Raises what `FormationPart.import_blocks` does."""
         filled = fetched_bytes = 0
         names = [name for name, _ in blocks]
         layout, layers = formation.kv_layout, formation.layers
@@ -197,7 +198,7 @@ class KvExchange:
                 places = [block for _, block in blocks[filled : filled + len(part.data)]]
                 for start in range(0, len(places), FILLED_AT_ONCE):
                     end = start + FILLED_AT_ONCE
-                    await formation.import_blocks(places[start:end], part.data[start:end])
+                    await formation.import_blocks(number, places[start:end], part.data[start:end])
                 filled += len(places)
                 fetched_bytes += part.fetched_bytes
         self.filled_blocks += filled

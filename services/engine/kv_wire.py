@@ -12,7 +12,7 @@ from services.common.errors import InvalidArgument
 from services.engine.core.copying import Heir
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece
-from services.engine.kv_exchange import Wanted
+from services.engine.kv_exchange import MAX_NAMES, Wanted
 
 LONGEST_S = 600.0
 """Of a fetch, or of copying ahead."""
@@ -71,13 +71,27 @@ def limit_from(limit_s: float) -> float:
 
 def heirs_from(messages: Iterable[engine_pb2.KvHeir]) -> tuple[Heir, ...]:
     """Raises InvalidArgument and names the field."""
+    messages = tuple(messages)
+    if not all(message.members for message in messages):
+        raise InvalidArgument("an heir is somebody", field="heirs.members")
     return tuple(
         Heir(
             tuple(map(wire.kv_member_from, message.members)),
             frozenset(message.generation_ids),
+            message.formation_id,
         )
         for message in messages
     )
+
+
+def chains_from(messages: Iterable[engine_pb2.KvChain]) -> tuple[tuple[bytes, ...], ...]:
+    """Raises InvalidArgument for too many blocks, and where one is twice in a chain."""
+    chains = tuple(tuple(message.names) for message in messages)
+    if sum(map(len, chains)) > MAX_NAMES:
+        raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="chains")
+    if any(len(set(chain)) < len(chain) for chain in chains):
+        raise InvalidArgument("a block is twice in a chain", field="chains")
+    return chains
 
 
 def layout_to(layout: KvLayout) -> engine_pb2.KvLayout:

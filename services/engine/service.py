@@ -76,7 +76,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.FormRequest, context: Context
     ) -> engine_pb2.FormResponse:
         await self._engine.form(_membership_from(request))
-        return engine_pb2.FormResponse()
+        formation = self._engine.member_of(request.formation_id)
+        return engine_pb2.FormResponse(kv_block_bytes=formation.kv_block_bytes)
 
     async def Dissolve(
         self, request: engine_pb2.DissolveRequest, context: Context
@@ -135,7 +136,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     ) -> engine_pb2.KeepKvResponse:
         formation = self._engine.member_of(request.formation_id)
         blocks = kv_wire.blocks_from(request.blocks)
-        kept = await self._engine.kv.keep(formation, blocks, last=request.last)
+        kept = await self._engine.kv.keep(formation, request.number, blocks, last=request.last)
         return engine_pb2.KeepKvResponse(kept=kept)
 
     async def FetchKv(
@@ -145,9 +146,15 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         source = common_wire.kv_source_from(request.source)
         blocks = kv_wire.blocks_from(request.blocks)
         filled = await self._engine.kv.fetch(
-            formation, source, blocks, kv_wire.limit_from(request.limit_s)
+            formation, request.number, source, blocks, kv_wire.limit_from(request.limit_s)
         )
         return engine_pb2.FetchKvResponse(filled=filled.blocks, fetched_bytes=filled.fetched_bytes)
+
+    async def EndKv(
+        self, request: engine_pb2.EndKvRequest, context: Context
+    ) -> engine_pb2.EndKvResponse:
+        await self._engine.member_of(request.formation_id).give_up(request.number)
+        return engine_pb2.EndKvResponse()
 
     async def CopyKv(
         self, request: engine_pb2.CopyKvRequest, context: Context
@@ -156,13 +163,19 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         source = common_wire.kv_source_from(request.source)
         heirs = kv_wire.heirs_from(request.heirs)
         copied = await self._engine.head.copy(
-            request.formation_id, heirs, source, kv_wire.limit_from(request.limit_s)
+            request.formation_id,
+            heirs,
+            source,
+            kv_wire.limit_from(request.limit_s),
+            follows=request.follows,
         )
         return engine_pb2.CopyKvResponse(
             rounds=copied.rounds,
             blocks=copied.blocks,
             copied_bytes=copied.size_bytes,
             copied_s=copied.took_s,
+            over=copied.over,
+            cached=copied.cached,
         )
 
     async def StoreKv(
@@ -176,6 +189,18 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             kv_wire.limit_from(request.limit_s),
         )
         return engine_pb2.StoreKvResponse(stored=stored.blocks, fetched_bytes=stored.fetched_bytes)
+
+    async def CacheKv(
+        self, request: engine_pb2.CacheKvRequest, context: Context
+    ) -> engine_pb2.CacheKvResponse:
+        self._engine.member_of(request.formation_id)
+        cached = await self._engine.head.take_ahead(
+            request.formation_id,
+            common_wire.kv_source_from(request.source),
+            kv_wire.chains_from(request.chains),
+            kv_wire.limit_from(request.limit_s),
+        )
+        return engine_pb2.CacheKvResponse(cached=cached)
 
     async def ReadKv(
         self, request: engine_pb2.ReadKvRequest, context: Context

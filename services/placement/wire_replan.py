@@ -45,6 +45,7 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Ch
         tokens_per_generation=request.tokens_per_generation,
         improve=request.improve,
         anew=request.anew,
+        phases_only=request.phases_only,
         ready_in_s=_ready_in_s(request),
         nodes_min=request.nodes_min,
         nodes_max=request.nodes_max,

@@ -19,25 +19,15 @@ from services.router.core.balancer import Balancer
 from simulator.environment.addresses import CONTROLLER, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process
-from simulator.fleet.batch import Generation
+from simulator.fleet import result
+from simulator.fleet.batch import Batch, Generation
+from simulator.fleet.counts import Counts
+from simulator.fleet.meter import NotConserved
 from simulator.fleet.node import FleetNode
+from simulator.fleet.result import Account, Moves, Targets, percentiles
 from simulator.fleet.workload import Request
 
 REPORT_S = 5.0
-
-
-@dataclass(slots=True)
-class Counts:
-    """Of requests."""
-
-    arrived: int = 0
-    finished: int = 0
-    refused: int = 0
-    failed: int = 0
-    """None of the pipelines could hold them."""
-    moves: int = 0
-    lost: int = 0
-    """Tokens that were thrown away, to be sampled again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +35,7 @@ class Move:
     """A generation that went on elsewhere."""
 
     at_s: float
-    number: int
+    sequence: Generation
 
 
 @dataclass(slots=True)
@@ -87,7 +77,7 @@ class FleetFront(Process):
         super().__init__(f"{ROUTERS}0", environment.network)
         self.counts = Counts()
         self.done: list[Generation] = []
-        self.moved: list[Move] = []
+        self._moved: list[Move] = []
         self.pending = Pending()
         self._model, self._migration = model, migration
         self._requests, self._next = requests, 0
@@ -239,7 +229,7 @@ class FleetFront(Process):
             sequence.left_s = now_s if sequence.left_s is None else sequence.left_s
             sequence.again += sequence.prompt + sequence.held
             self.counts.moves += 1
-            self.moved.append(Move(now_s, sequence.number))
+            self._moved.append(Move(now_s, sequence))
             if not self._migration:
                 self.counts.lost += sequence.held
                 sequence.held = 0
@@ -250,6 +240,43 @@ class FleetFront(Process):
         self._balancer.ended(formation_id)
         del self.pending.at[sequence]
 
-    def under_way(self) -> list[Generation]:
-        """All that are neither finished nor refused."""
-        return [*self.pending.waiting, *self.pending.at]
+    # What came of it
+
+    def crowd(self, batches: Sequence[Batch]) -> tuple[int, int]:
+        """Generations in these batches, and those that wait there or here."""
+        waiting = len(self.pending.waiting) + sum(one.waiting for one in batches)
+        return sum(one.running for one in batches), waiting
+
+    def account(self, batches: Sequence[Batch], sampled: int, targets: Targets) -> Account:
+        """Of these batches, all there are, whose nodes sampled so many tokens. Raises NotConserved
+        where what went in did not come out and is not there."""
+        for batch in batches:
+            batch.settle()
+        under_way, done = [*self.pending.waiting, *self.pending.at], self.done
+        self._check(under_way, sampled)
+        return Account(
+            len(under_way),
+            self.counts.finished + self.counts.refused + self.counts.failed,
+            sum(result.within(one, targets) for one in done),
+            percentiles([result.ttft_s(one) for one in done]),
+            percentiles([result.tpot_s(one) for one in done]),
+            percentiles([result.e2e_s(one) for one in done]),
+            sum(one.again for one in (*done, *under_way)),
+            sum(one.shown for one in (*done, *under_way)),
+            tuple(done),
+        )
+
+    def _check(self, under_way: list[Generation], sampled: int) -> None:
+        counts, done = self.counts, self.done
+        over = counts.finished + counts.refused + counts.failed + len(under_way)
+        if counts.arrived != over or counts.finished != len(done):
+            raise NotConserved(f"{counts.arrived} requests came, and {over} are accounted for")
+        held = sum(one.held for one in (*done, *under_way)) + counts.lost
+        if sampled != held or any(one.held != one.output for one in done):
+            raise NotConserved(f"{sampled} tokens were sampled, and {held} are accounted for")
+
+    def moves_between(self, from_s: float, until_s: float) -> Moves:
+        """Of generations that left a pipeline in that time."""
+        moved = {move.sequence for move in self._moved if from_s <= move.at_s < until_s}
+        gaps = sorted(one.gap_s for one in moved)
+        return Moves(len(moved), result.quantile(gaps, 0.5), max(gaps, default=0.0))

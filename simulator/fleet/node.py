@@ -7,14 +7,14 @@ It answers the production controller as an engine does; what it computes is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.backend import BLOCK_SIZE
-from services.placement.estimate.cluster import CandidateNode, PlacedStage
+from services.placement.estimate.cluster import CandidateNode, NodeClass, PlacedStage
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import stage_costs
 from services.placement.estimate.step_times import StepTimes
@@ -28,6 +28,8 @@ ROOM = 2
 """Stages in a node's memory: that of its formation, and what follows."""
 AGAIN_S = 0.5
 NUMERICS = "fleet"
+Alike = tuple[tuple[NodeClass, int, int], ...]
+"""Of each stage what it runs on, its layers and its TP degree."""
 
 
 class Front(Protocol):
@@ -50,14 +52,26 @@ class Fleet:
     candidate: Callable[[str], CandidateNode]
     """A node as placement sees it, by id."""
     front: Front
+    _times: dict[Alike, StepTimes] = field(default_factory=dict)
+
+    def step_times(self, stages: Sequence[PlacedStage]) -> StepTimes:
+        """Of a pipeline; the same for all that are alike, so that steps that are alike are computed
+        once."""
+        alike = tuple((stage.node.kind.performance, stage.layers, stage.tp) for stage in stages)
+        if alike not in self._times:
+            layers = [stage.layers for stage in stages]
+            parts = stage_costs(self.costs, stages)
+            self._times[alike] = StepTimes(parts, layers, self.costs.engine)
+        return self._times[alike]
 
 
 @dataclass(slots=True, eq=False)
 class _Place:
     formation_id: str
     members: tuple[Member, ...]
+    times: StepTimes | None
+    """At the head, as `batch`."""
     batch: Batch | None
-    """At the head."""
     works: bool = False
     """A cycle is under way."""
     drains: bool = False
@@ -87,6 +101,11 @@ class FleetNode(Process):
     def batch(self) -> Batch | None:
         """Of a head."""
         return self._place.batch if self._place is not None else None
+
+    @property
+    def times(self) -> StepTimes | None:
+        """Of a head's pipeline."""
+        return self._place.times if self._place is not None else None
 
     def _spread(self, seconds: float) -> float:
         share = self._fleet.spread
@@ -172,9 +191,8 @@ class FleetNode(Process):
 
     def _room(self, spec: StageSpec) -> int:
         """Blocks of KV cache beside the stage. Raises FailedPrecondition where it has none."""
-        fleet = self._fleet
         stage = PlacedStage(self._candidate(), spec.layers.start, spec.layers.end, spec.tp_degree)
-        return _step_times(fleet.costs, (stage,)).room_positions() // BLOCK_SIZE
+        return self._fleet.step_times((stage,)).room_positions() // BLOCK_SIZE
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation."""
@@ -189,12 +207,12 @@ class FleetNode(Process):
         self._leave()
         self._holdings.use(stage)
         self._lost = ()
-        self._place = _Place(form.formation_id, form.members, self._head(form, index))
+        times = self._times(form) if index == 0 else None
+        batch = Batch(times) if times is not None else None
+        self._place = _Place(form.formation_id, form.members, times, batch)
         reply(None)
 
-    def _head(self, form: FormPipeline, index: int) -> Batch | None:
-        if index:
-            return None
+    def _times(self, form: FormPipeline) -> StepTimes:
         fleet = self._fleet
         stages = [
             PlacedStage(
@@ -202,7 +220,7 @@ class FleetNode(Process):
             )
             for one in form.members
         ]
-        return Batch(_step_times(fleet.costs, stages))
+        return fleet.step_times(stages)
 
     def dissolve(self, reply: Reply, formation_id: str) -> None:
         """Leaves a formation."""
@@ -298,8 +316,3 @@ class FleetNode(Process):
         if ended:
             self._fleet.front.ended(place.formation_id, ended)
         self._work(place)
-
-
-def _step_times(costs: Costs, stages: Sequence[PlacedStage]) -> StepTimes:
-    layers = [stage.layers for stage in stages]
-    return StepTimes(stage_costs(costs, stages), layers, costs.engine)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from simulator.fleet.batch import Generation
-from simulator.fleet.front import Counts
+from simulator.fleet.counts import Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,40 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
+class Moves:
+    """Generations that went on elsewhere, and what readers of each saw of it at the most."""
+
+    count: int
+    gap_p50_s: float
+    gap_max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Within which a request counts for the goodput; None does not bind."""
+
+    ttft_s: float | None
+    tpot_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a run's requests came to, by whoever followed them."""
+
+    running: int
+    over: float
+    """Finished, refused or failed."""
+    good: float
+    """Finished within both targets."""
+    ttft_s: dict[str, float]
+    tpot_s: dict[str, float]
+    e2e_s: dict[str, float]
+    tokens_replayed: int
+    tokens_out: int
+    done: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """One run."""
 
@@ -79,6 +115,7 @@ class Outcome:
     samples: tuple[Sample, ...]
     happened: tuple[Happened, ...]
     done: tuple[Generation, ...]
+    """Of a flow one for each parcel of requests, however many they are."""
 
     @property
     def throughput_rps(self) -> float:
@@ -124,12 +161,28 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[rank]
 
 
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """Mean, p50, p90 and p99; zeros of none."""
     ordered = sorted(values)
     mean = sum(ordered) / len(ordered) if ordered else 0.0
-    shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-    return {"mean": mean, **{name: quantile(ordered, share) for name, share in shares.items()}}
+    return {"mean": mean, **{name: quantile(ordered, share) for name, share in SHARES.items()}}
+
+
+def weighted(values: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The same of values that stand for so many each."""
+    ordered = sorted(values)
+    whole = sum(weight for _, weight in ordered)
+    if whole <= 0:
+        return percentiles([])
+    found = {"mean": sum(value * weight for value, weight in ordered) / whole}
+    below = list(accumulate(weight for _, weight in ordered))
+    for name, share in SHARES.items():
+        place = bisect_left(below, share * whole * (1 - 1e-9))
+        found[name] = ordered[min(place, len(ordered) - 1)][0]
+    return found
 
 
 def ttft_s(one: Generation) -> float:
@@ -148,6 +201,7 @@ def e2e_s(one: Generation) -> float:
     return one.last_s - one.arrival_s
 
 
-def within(one: Generation, ttft: float | None, tpot: float | None) -> bool:
-    """Both targets are met; None does not bind."""
+def within(one: Generation, targets: Targets) -> bool:
+    """Both targets are met."""
+    ttft, tpot = targets.ttft_s, targets.tpot_s
     return (ttft is None or ttft_s(one) <= ttft) and (tpot is None or tpot_s(one) <= tpot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 from typing import Protocol
 
@@ -32,15 +33,15 @@ from simulator.environment.clock import Clock
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process
 from simulator.environment.settings import SimulationSettings
-from simulator.fleet import result
-from simulator.fleet.batch import Generation
+from simulator.fleet.flow import Flow, Lengths, Rate
+from simulator.fleet.flow_front import FlowFront
 from simulator.fleet.front import FleetFront
-from simulator.fleet.meter import Meter, NotConserved
+from simulator.fleet.meter import Meter
 from simulator.fleet.node import Fleet, FleetNode
 from simulator.fleet.planning import FleetPlacement
 from simulator.fleet.playing import MarketPlay
 from simulator.fleet.replicas import Replicas
-from simulator.fleet.result import Happened, Interruption, Outcome, Sample, percentiles
+from simulator.fleet.result import Happened, Interruption, Outcome, Sample, Targets
 from simulator.fleet.scenario import Scenario
 from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.processes.controller import SimulatedController
@@ -54,6 +55,10 @@ WHOLE_WITHIN_S = 600.0
 BEAT_S = 1.0
 LOOK_S = 0.5
 """Between two looks at whether another plan is to be asked for: little beside a start."""
+FLOW_GRAIN_S = 10.0
+"""Requests of a flow that come within it are taken together."""
+FLOW_BEAT_S, FLOW_LOOK_S = 60.0, 5.0
+"""The same two of a flow's nodes: what ends is told by its provider and its neighbours anyway."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
@@ -78,6 +83,8 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
     slowest_s = max(offer.launch_s for offer in scenario.offers) + scenario.costs.engine.start_s
     most = document.nodes_max or _most(scenario)
+    flows = document.workload.flow is not None
+    beat_s, look_s = (FLOW_BEAT_S, FLOW_LOOK_S) if flows else (BEAT_S, LOOK_S)
     cool_down_s = 0.0 if strategy.uniform else ReplanSettings().cool_down_s
     return SimulationSettings(
         cluster=ClusterSettings(
@@ -86,12 +93,13 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
             expected_nodes=len(initial),
             strategy=strategy,
             budget_per_hour=document.budget_per_hour,
-            heartbeat_interval_s=BEAT_S,
-            glance_s=BEAT_S,
-            doubt_s=2 * BEAT_S,
-            stall_s=60.0,
-            progress_s=60.0,
-            node_lost_s=5 * BEAT_S,
+            heartbeat_interval_s=beat_s,
+            glance_s=beat_s,
+            doubt_s=2 * beat_s,
+            stall_s=max(60.0, 2 * beat_s),
+            progress_s=max(60.0, 2 * beat_s),
+            node_lost_s=5 * beat_s,
+            empty_node_lost_s=max(15.0, 5 * beat_s),
             launch_timeout_s=2 * slowest_s + 60.0,
         ),
         ledger=LedgerSettings(strategy=strategy),
@@ -109,7 +117,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
-        look_s=LOOK_S,
+        look_s=look_s,
         routers=1,
     )
 
@@ -178,16 +186,7 @@ class FleetRun:
         self._offers = {offer.offer_id: offer for offer in scenario.offers}
         for offer in scenario.offers:
             self._meter.priced(offer.offer_id, offer.price_per_hour or 0.0, 0.0)
-        workload, goal = scenario.document.workload, self._environment.settings.cluster.first
-        self._front = FleetFront(
-            self._environment,
-            goal.model,
-            scenario.requests(seed),
-            migration=self._strategy.migration,
-            places=workload.places,
-            concurrency=workload.concurrency,
-            tolerant=workload.tolerant,
-        )
+        self._front = self._front_of(scenario)
         self._fleet = Fleet(scenario.costs, scenario.document.spread, self._candidate, self._front)
         self._nodes: list[FleetNode] = []
         self._provider = SimulatedProvider(self._environment, self._start)
@@ -202,6 +201,25 @@ class FleetRun:
         self._interruptions: list[Interruption] = []
         self._samples: list[Sample] = []
         self._progress: Progress = lambda share: None
+
+    def _front_of(self, scenario: Scenario) -> FleetFront | FlowFront:
+        """Who follows requests, one by one or as a flow."""
+        workload, model = scenario.document.workload, self._environment.settings.cluster.first.model
+        migration, flow, means = self._strategy.migration, workload.flow, scenario.costs.workload
+        if flow is not None:
+            rates = [Rate(one.at_s, one.rps) for one in flow.rates]
+            lengths = Lengths(means.input_tokens, means.output_tokens)
+            flows = Flow(rates, lengths, migration, workload.places, FLOW_GRAIN_S)
+            return FlowFront(self._environment, model, flows, means)
+        return FleetFront(
+            self._environment,
+            model,
+            scenario.requests(self._seed),
+            migration=migration,
+            places=workload.places,
+            concurrency=workload.concurrency,
+            tolerant=workload.tolerant,
+        )
 
     def _served_by(self, provider: SimulatedProvider) -> Service:
         replicas = self._scenario.document.replicas
@@ -277,13 +295,13 @@ class FleetRun:
         now_s = self._clock.now_s
         self._meter.pass_to(now_s)
         batches = [node.batch for node in self._nodes if node.alive and node.batch is not None]
-        waiting = len(self._front.pending.waiting) + sum(one.waiting for one in batches)
+        running, waiting = self._front.crowd(batches)
         self._samples.append(
             Sample(
                 now_s - began_s,
                 self._meter.running(),
                 self._service.pipelines,
-                sum(one.running for one in batches),
+                running,
                 waiting,
                 self._front.counts.finished,
                 self._meter.cost,
@@ -295,75 +313,50 @@ class FleetRun:
     # What came of it
 
     def _outcome(self, began_s: float, paid: tuple[float, float]) -> Outcome:
-        scenario, front, meter = self._scenario, self._front, self._meter
-        under_way = self._settled()
-        self._check(under_way)
+        scenario, meter, counts = self._scenario, self._meter, self._front.counts
         objective, horizon_s = scenario.document.objective, scenario.document.horizon_s
-        done = front.done
-        good = sum(result.within(one, objective.ttft_s, objective.tpot_s) for one in done)
-        over = front.counts.finished + front.counts.refused + front.counts.failed
+        batches = [node.batch for node in self._nodes if node.batch is not None]
+        targets = Targets(objective.ttft_s, objective.tpot_s)
+        sampled = sum(node.sampled for node in self._nodes)
+        account = self._front.account(batches, sampled, targets)
+        meter.check(self._clock.now_s)
         return Outcome(
             scenario.name,
             self._strategy.name,
             self._seed,
             horizon_s,
-            front.counts,
-            len(under_way),
-            good / horizon_s,
-            good / over if over else 0.0,
-            percentiles([result.ttft_s(one) for one in done]),
-            percentiles([result.tpot_s(one) for one in done]),
-            percentiles([result.e2e_s(one) for one in done]),
+            counts,
+            account.running,
+            account.good / horizon_s,
+            account.good / account.over if account.over else 0.0,
+            account.ttft_s,
+            account.tpot_s,
+            account.e2e_s,
             meter.cost - paid[0],
             meter.on_demand_cost - paid[1],
             meter.by_offer(self._clock.now_s),
-            sum(one.again for one in (*done, *under_way)),
-            sum(one.shown for one in (*done, *under_way)),
+            account.tokens_replayed,
+            account.tokens_out,
             sum(node.preempted for node in self._nodes),
-            self._told(began_s, [*done, *under_way]),
+            self._told(began_s),
             tuple(self._samples),
             tuple(replace(one, at_s=one.at_s - began_s) for one in self._kept.happened),
-            tuple(done),
+            account.done,
         )
 
-    def _settled(self) -> list[Generation]:
-        """What is under way, each with what it holds."""
-        for node in self._nodes:
-            if node.batch is not None:
-                node.batch.settle()
-        return self._front.under_way()
-
-    def _check(self, under_way: list[Generation]) -> None:
-        """Requests, tokens and dollars: what went in came out, or is there."""
-        counts, done = self._front.counts, self._front.done
-        over = counts.finished + counts.refused + counts.failed + len(under_way)
-        if counts.arrived != over or counts.finished != len(done):
-            raise NotConserved(f"{counts.arrived} requests came, and {over} are accounted for")
-        sampled = sum(node.sampled for node in self._nodes)
-        held = sum(one.held for one in (*done, *under_way)) + counts.lost
-        if sampled != held or any(one.held != one.output for one in done):
-            raise NotConserved(f"{sampled} tokens were sampled, and {held} are accounted for")
-        self._meter.check(self._clock.now_s)
-
-    def _told(self, began_s: float, all_: list[Generation]) -> tuple[Interruption, ...]:
+    def _told(self, began_s: float) -> tuple[Interruption, ...]:
         """Interruptions, each with the moves until the next one."""
-        gaps = {one.number: one.gap_s for one in all_}
         told = []
         for index, one in enumerate(self._interruptions):
             later = self._interruptions[index + 1 :]
-            until_s = next((i.at_s for i in later if i.at_s > one.at_s), float("inf"))
-            numbers = {
-                move.number
-                for move in self._front.moved
-                if one.at_s <= move.at_s - began_s < until_s
-            }
-            ordered = sorted(gaps[number] for number in numbers)
+            until_s = next((i.at_s for i in later if i.at_s > one.at_s), inf)
+            moves = self._front.moves_between(began_s + one.at_s, began_s + until_s)
             told.append(
                 replace(
                     one,
-                    moves=len(numbers),
-                    gap_p50_s=result.quantile(ordered, 0.5),
-                    gap_max_s=max(ordered, default=0.0),
+                    moves=moves.count,
+                    gap_p50_s=moves.gap_p50_s,
+                    gap_max_s=moves.gap_max_s,
                 )
             )
         return tuple(told)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from math import inf
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.nodes import NodeShape
@@ -26,7 +27,7 @@ from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.costs import Costs
-from services.placement.estimate.engine import read_profile
+from services.placement.estimate.engine import REPLAYED_ONLY, EngineProfile, read_profile
 from services.placement.estimate.model import load_model
 from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.fleet.workload import MAX_REQUESTS, MAX_TOKENS, Generator, Request, read_trace
@@ -54,11 +55,38 @@ class GeneratorRow(Row):
     output_cv: Variation = 1.0
 
 
+class RateRow(Row):
+    """Requests a second from a time on."""
+
+    at_s: float = Field(ge=0, le=MAX_HORIZON_S, allow_inf_nan=False)
+    rps: float = Field(ge=0, le=1e6, allow_inf_nan=False)
+
+
+class FlowRow(Row):
+    """Requests as amounts and rates, all of them alike."""
+
+    rates: tuple[RateRow, ...] = Field(min_length=1, max_length=10_000)
+    """In the order of their times; none come before the first."""
+    input_mean: Tokens
+    output_mean: Tokens
+
+    @field_validator("rates")
+    @classmethod
+    def _in_order(cls, rates: tuple[RateRow, ...]) -> tuple[RateRow, ...]:
+        for number, (before, one) in enumerate(pairwise(rates), 1):
+            if one.at_s <= before.at_s:
+                raise ValueError(f"{number}.at_s: {one.at_s:g} does not come after {before.at_s:g}")
+        if not any(one.rps for one in rates):
+            raise ValueError("no request comes")
+        return rates
+
+
 class WorkloadRow(Row):
-    """A trace, or a generator, or one that is fitted to a trace."""
+    """A trace, or a generator, or one that is fitted to a trace, or a flow."""
 
     trace: Path_ | None = None
     generator: GeneratorRow | None = None
+    flow: FlowRow | None = None
     redrawn: bool = False
     """Of the trace only arrival rate, lengths and their variation count: requests are drawn."""
     scale: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -74,8 +102,10 @@ class WorkloadRow(Row):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.trace is None) == (self.generator is None):
-            raise ValueError("a workload has a trace or a generator")
+        if [self.trace, self.generator, self.flow].count(None) != 2:
+            raise ValueError("a workload has a trace, a generator or a flow")
+        if self.flow is not None and not {"flow", "places"}.issuperset(self.model_fields_set):
+            raise ValueError("with a flow goes nothing but places")
         if self.redrawn and self.trace is None:
             raise ValueError("what is redrawn is a trace")
         return self
@@ -200,8 +230,7 @@ def read_scenario(path: Path) -> Scenario:
         calibrated = str(_beside(path, calibrated))
     calibration = _of_field(path, "calibration", lambda: load_calibration(calibrated))
     if document.engine_profile is not None:
-        file = _named(path, "engine_profile", document.engine_profile)
-        engine = _located(file, lambda: read_profile(file))
+        engine = _engine(_named(path, "engine_profile", document.engine_profile), catalogue)
         calibration = calibration.model_copy(update={"engine": engine})
     workload = _workload(document, trace)
     return Scenario(
@@ -301,19 +330,32 @@ def _check_first_plan(
             raise _wrong(path, f"first_plan.{index}", f"{held} layers, the model has {layers}")
 
 
+def _engine(file: Path, catalogue: HardwareCatalogue) -> EngineProfile:
+    engine = _located(file, lambda: read_profile(file))
+    if engine.stages:
+        raise _wrong(file, "stages", REPLAYED_ONLY)
+    for name in engine.load_bytes_per_s_of:
+        _of_field(file, f"load_bytes_per_s_of.{name}", partial(catalogue.instance, name))
+    return engine
+
+
 def _trace(path: Path, document: ScenarioDocument) -> tuple[Request, ...]:
-    workload = document.workload
+    workload, horizon_s = document.workload, document.horizon_s
     if workload.trace is None:
         return ()
     file = _named(path, "workload.trace", workload.trace)
-    return read_trace(file, workload.limit, workload.scale)
+    found = read_trace(file, workload.limit, workload.scale)
+    if found[0].arrival_s >= horizon_s and not workload.concurrency and not workload.redrawn:
+        reason = f"its first request comes at {found[0].arrival_s:g} s, behind the horizon"
+        raise _wrong(path, "workload.trace", reason)
+    return found
 
 
 def _workload(document: ScenarioDocument, trace: tuple[Request, ...]) -> Workload:
     """What placement is told of it: means, and no rate, for that is measured."""
-    generator = document.workload.generator
-    if generator is not None:
-        return Workload(round(generator.input_mean), round(generator.output_mean))
+    drawn = document.workload.generator or document.workload.flow
+    if drawn is not None:
+        return Workload(round(drawn.input_mean), round(drawn.output_mean))
     count = len(trace)
     return Workload(
         max(1, round(sum(one.input for one in trace) / count)),
@@ -346,7 +388,8 @@ def _located(path: Path, read: Callable[[], T]) -> T:
         return read()
     except InvalidArgument as error:
         field = error.field or ""
-        reason = error.message.removeprefix(f"{path.name}: ").removeprefix(f"{field}: ")
+        reason = error.message.removeprefix(path.name).removeprefix(": ")
+        reason = reason.removeprefix(f"{field}: ").strip()
         raise _wrong(path, field, reason) from None
 
 
@@ -359,17 +402,24 @@ def line_of(path: Path, field: str) -> int:
     entry that it would be in."""
     try:
         node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        return error.problem_mark.line + 1 if error.problem_mark is not None else 1
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return 1
-    line = 1
-    for part in field.split("."):
+    line, left = 1, field
+    while left:
         if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == part), None)
+            named = (
+                (key, value) for key, value in node.value if f"{left}.".startswith(f"{key.value}.")
+            )
+            found = next(named, None)
             if found is None:
                 break
             line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and part.isdecimal():
-            if int(part) >= len(node.value):
+            left = left[len(found[0].value) + 1 :]
+        elif isinstance(node, yaml.SequenceNode):
+            part, _, left = left.partition(".")
+            if not part.isdecimal() or int(part) >= len(node.value):
                 break
             node = node.value[int(part)]
             line = node.start_mark.line + 1

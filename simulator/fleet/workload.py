@@ -57,9 +57,14 @@ def _rows(path: Path, rows: Iterator[list[str]], limit: int, scale: float) -> It
         )
     before_s = 0.0
     for count, row in enumerate(rows):
+        line = count + 2
+        if count == MAX_REQUESTS:
+            raise InvalidArgument(
+                f"{path.name}:{line}: arrival_s: more than {MAX_REQUESTS} requests",
+                field="arrival_s",
+            )
         if count == limit:
             return
-        line = count + 2
         if len(row) != len(header):
             raise InvalidArgument(
                 f"{path.name}:{line}: {header[-1]}: {len(row)} fields, not {len(header)}",

@@ -17,7 +17,7 @@ from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.exchange import Checkpoint, Grant, KvSource, ResumeQuestion
+from services.common.exchange import Checkpoint, Grant, KvMember, KvSource, ResumeQuestion
 from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -54,7 +54,7 @@ from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.departure.schedule import at_once, cheapest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
-from services.controller.core.ledger.records import Record
+from services.controller.core.ledger.records import HeadBound, Record
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.copying import Heir
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
@@ -67,6 +67,8 @@ SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
 PLAN_S = 1.0
+FOLLOWED_S = 20.0
+"""So long blocks follow a prompt that is read."""
 LINK_BYTES_PER_S = 1000.0
 """Of KV blocks, of which a position is an id here."""
 SLOWER_S = 0.7
@@ -271,6 +273,21 @@ class SimulatedController(Process):
             outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
+            for record in outcome.records:
+                if isinstance(record, HeadBound):
+                    self._follow(record)
+
+    def _follow(self, bound: HeadBound) -> None:
+        """Blocks of what will be handed on go where it will go on, while its prompt is read."""
+        view = self.cluster.view
+        head = self.ledger.promise_onward(bound.generation_id, view.heads(self.clock.now_s))
+        if head is None:
+            return
+        there, names = head.route.formation_id, frozenset({bound.generation_id})
+        members = tuple(KvMember(m.address, m.incarnation, m.layers) for m in view.members(there))
+        heir = Heir(members, names, there)
+        args = (bound.formation_id, (heir,), FOLLOWED_S, True)
+        self._call(bound.incarnation, "copy", args, timeout_s=FOLLOWED_S + CALL_S)
 
     def resume(self, reply: Call, question: ResumeQuestion, until_s: float) -> None:
         """Waits while there is no head to grant to, and somebody waits for the grant."""
@@ -278,7 +295,6 @@ class SimulatedController(Process):
         if reply.given_up:
             self.ledger.left(question.generation_id, now_s)
             return
-        left = self.ledger.formation_of(question.generation_id)
         try:
             heads, coming = self.cluster.view.heads(now_s), self.cluster.view.coming()
             outcome = self.ledger.resume(question, heads, now_s, coming)
@@ -287,6 +303,7 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
+            left = self.ledger.formation_left(question.generation_id)
             self._commit(outcome, partial(self._grant, reply, question.generation_id, left))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
@@ -538,7 +555,7 @@ class SimulatedController(Process):
                 self.cluster.form_failed(form.formation_id, "", self.clock.now_s)
                 self.stir()
             elif incarnation == form.members[0].incarnation:
-                self.cluster.formed(form.formation_id, self.clock.now_s)
+                self.cluster.formed(form.formation_id, self.clock.now_s, BLOCK_BYTES)
                 self.stir()
             else:
                 others.discard(incarnation)
@@ -591,8 +608,10 @@ class SimulatedController(Process):
 
     def _copy_ahead(self, action: CopyAhead) -> None:
         name, now_s = action.formation_id, self.clock.now_s
-        promised = self.ledger.promise(name, self.cluster.view.heads(now_s))
-        streams, runs_at = self.ledger.streams(name), self.cluster.view.runs_at(name)
+        heads = [] if action.waited_for else self.cluster.view.heads(now_s)
+        promised = self.ledger.promise(name, heads)
+        streams = [self._on_the_link(one, now_s) for one in self.ledger.streams(name)]
+        runs_at = self.cluster.view.runs_at(name)
         moves = at_once(streams, now_s, travels=True)
         if runs_at is not None and self.environment.random.random() < 0.5:
             moves = cheapest(streams, self.ledger.observed.rates(runs_at.model, inf), now_s)
@@ -602,7 +621,15 @@ class SimulatedController(Process):
                 head = promised.get(move.generation_id)
                 formation_id = head.route.formation_id if head is not None else ""
                 there.setdefault(formation_id, set()).add(move.generation_id)
-        heirs = tuple(Heir((), frozenset(names)) for names in there.values())
+        view = self.cluster.view
+        heirs = tuple(
+            Heir(
+                tuple(KvMember(m.address, m.incarnation, m.layers) for m in view.members(heir)),
+                frozenset(names),
+                heir,
+            )
+            for heir, names in there.items()
+        )
 
         def copied(_: Any) -> None:
             self.cluster.copied(name, self.clock.now_s)

@@ -15,6 +15,7 @@ from services.common.exchange import (
     CheckpointResult,
     Closed,
     GenerateCall,
+    KvSource,
     Left,
     PrefixNews,
 )
@@ -41,7 +42,7 @@ LATE_S = 0.4
 ROUND_S = 0.05
 ROUND_BLOCKS = 3
 """Blocks that go ahead together."""
-ROUND_FAILS = 0.05
+ROUND_FAILS = 0.15
 """Share of the rounds that some stage does not answer."""
 PROBE_S = 0.5
 
@@ -60,6 +61,8 @@ class Place:
     free_s: float = 0.0
     """When the first stage takes the next step."""
     probing: bool = False
+    given_up: set[int] = field(default_factory=set)
+    """Of what stages were asked to do to blocks."""
 
 
 class HeadMonitor(Protocol):
@@ -70,6 +73,7 @@ class HeadMonitor(Protocol):
     def keeps(self, batching: Batching, leaving: Leaving) -> None: ...
     def kept(self, batching: Batching, leaving: Leaving) -> None: ...
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
+    def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -330,20 +334,34 @@ class SimulatedEngine(Process):
         self._draining.append((formation_id, running, reply))
         self.act(actions)
 
-    def copy(self, reply: Reply, formation_id: str, heirs: Sequence[Heir], limit_s: float) -> None:
+    def copy(
+        self,
+        reply: Reply,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        limit_s: float,
+        follows: bool = False,
+    ) -> None:
         """Has blocks go ahead, in rounds, until no sequence lacks more than one or the time is
-        over."""
+        over; where it `follows`, until they run here no more."""
         if self.place is None or self.place.formation_id != formation_id:
             reply(FailedPrecondition("not the head of this formation"))
             return
-        self._go_ahead(self.place, Copying(heirs), self.clock.now_s + limit_s, reply)
+        until_s = self.clock.now_s + limit_s
+        self._go_ahead(self.place, Copying(heirs), until_s, reply, follows)
 
-    def _go_ahead(self, place: Place, copying: Copying, until_s: float, reply: Reply) -> None:
+    def _go_ahead(
+        self, place: Place, copying: Copying, until_s: float, reply: Reply, follows: bool
+    ) -> None:
         lead, lent = self.batching.lead, ExitStack()
         going = lent.enter_context(self.batching.ahead(copying, ROUND_BLOCKS))
         if going is None or lead is None or place is not self.place or self.clock.now_s >= until_s:
             lent.close()
-            reply(None)
+            goes_on = place is self.place and self.clock.now_s < until_s and copying.over
+            if follows and goes_on and self.core.running(copying.generation_ids):
+                self.after(ROUND_S, self._go_ahead, place, copying, until_s, reply, follows)
+            else:
+                reply(None)
             return
         ahead, leaving = going
         self.monitor.keeps(self.batching, leaving)
@@ -356,17 +374,53 @@ class SimulatedEngine(Process):
             elif not lead.scheduler.is_back(last_step):
                 self.after(ROUND_S, over)
             else:
-                for name, block in leaving.blocks:
-                    self.environment.kept_blocks[name] = place.stages.block(block)
-                leaving.told = random.random() > ROUND_FAILS
+                leaving.busy = random.random() <= ROUND_FAILS
                 self.monitor.kept(self.batching, leaving)
-                if not leaving.told:
+                if leaving.busy:
                     self.monitor.kept_busy(place.formation_id, leaving)
+                    self.after(LATE_S * random.random(), self._copy, place, leaving)
+                    self.after(LATE_S * random.random(), self._end_keeping, place, leaving)
+                else:
+                    self._copy(place, leaving)
                 lent.close()
-                copying.copied(ahead, set(ahead.names) if leaving.told else set())
-                self._go_ahead(place, copying, until_s, reply)
+                there = set() if leaving.busy else set(ahead.names)
+                copying.copied(ahead, there)
+                for heir, chains in copying.for_caches(ahead, there).items():
+                    one = copying.heirs[heir]
+                    names = tuple(map(tuple, chains.values()))
+                    args = (one.formation_id, KvSource(place.formation_id, ()), names)
+                    self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
+                self._go_ahead(place, copying, until_s, reply, follows)
 
         self.after(ROUND_S * random.random(), over)
+
+    def _copy(self, place: Place, leaving: Leaving) -> None:
+        """What stages keep then is what blocks hold then."""
+        if place.stages is not None and leaving.number not in place.given_up:
+            for name, block in leaving.blocks:
+                self.environment.kept_blocks[name] = place.stages.block(block)
+
+    def _end_keeping(self, place: Place, leaving: Leaving) -> None:
+        if place is self.place:
+            place.given_up.add(leaving.number)
+            leaving.busy = False
+            self.monitor.given_up(place.formation_id, leaving.blocks)
+            self._do(self.batching.left(leaving, self.clock.now_s))
+
+    def take_ahead(
+        self,
+        reply: Reply,
+        formation_id: str,
+        source: KvSource,
+        chains: Sequence[Sequence[bytes]],
+    ) -> None:
+        """Has blocks of what is to come lie in the caches."""
+        if self.place is None or self.place.formation_id != formation_id:
+            reply(FailedPrecondition("not the head of this formation"))
+            return
+        _, due = self.batching.take_ahead(chains, source)
+        self._do(due)
+        reply(None)
 
     # Readers
 
@@ -462,7 +516,7 @@ class SimulatedEngine(Process):
         room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
         for name, block in leaving.blocks[:room]:
             self.environment.kept_blocks[name] = place.stages.block(block)
-        leaving.told = True
+        leaving.busy = False
         self._do(self.batching.left(leaving, self.clock.now_s))
 
     def _keep(self, formation_id: str) -> None:
@@ -473,9 +527,7 @@ class SimulatedEngine(Process):
         if self.core.sealing(formation_id):
             return
         with self.batching.kept(()) as leaving:
-            for name, block in leaving.blocks:
-                self.environment.kept_blocks[name] = place.stages.block(block)
-            leaving.told = True
+            self._copy(place, leaving)
 
     def _fetch(self, place: Place | None, fetch: KvFetch) -> None:
         """As many from the first on as come; some stages do not answer, and write all the same."""
@@ -486,15 +538,23 @@ class SimulatedEngine(Process):
         most = random.randrange(len(fetch.blocks) + 1) if fault == "short" else len(fetch.blocks)
         there = list(takewhile(lambda one: one[0] in kept, fetch.blocks[:most]))
         if fault == "silent":
-            self.after(LATE_S, self._fill, place, there)
+            self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
+            self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
             self._do(self.batching.fetched(fetch, None, self.clock.now_s))
             return
-        self._fill(place, there)
+        self._fill(place, fetch.number, there)
         self._do(self.batching.fetched(fetch, len(there), self.clock.now_s))
 
-    def _fill(self, place: Place, blocks: list[NamedBlock]) -> None:
-        if place.stages is not None:
+    def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
+        """The stages say that they write no more."""
+        if place is self.place:
+            place.given_up.add(fetch.number)
+            self.monitor.given_up(place.formation_id, fetch.blocks)
+            self._do(self.batching.ended(fetch, self.clock.now_s))
+
+    def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
+        if place.stages is not None and number not in place.given_up:
             for name, block in blocks:
                 place.stages.fill(block, self.environment.kept_blocks[name])
 

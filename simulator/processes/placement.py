@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain, repeat
 from typing import TypeVar
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
@@ -12,7 +13,12 @@ from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.given_phases import handing_on, in_phases, is_split
+from services.controller.core.cluster.given_phases import (
+    handing_on,
+    in_phases,
+    is_split,
+    weighed_by_flows,
+)
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
@@ -44,6 +50,7 @@ from services.placement.search.budget import Unlimited
 from services.placement.search.planners import spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Planner, Problem
 from services.placement.search.shares import Limits, Share
+from services.placement.search.transport import even_flows, sides_of
 from simulator.environment.addresses import PLACEMENT
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply
@@ -120,7 +127,7 @@ class SimulatedPlacement(Process):
 
         def answer(question: Replanning) -> NextPlan:
             found = next_plan(self.judge, question, uniform=uniform)
-            if found.plan is None:
+            if found.plan is None or question.phases_only:
                 return found
             return replace(found, plan=in_phases(found.plan, self._phases, question.running))
 
@@ -183,20 +190,25 @@ def next_plan(judge: Judge, question: Replanning, *, uniform: bool = False) -> N
     nodes = _nodes(known)
     objective = objective_of(goal.aim, wishes.budget_per_hour)
     costs = _costs_at(judge, question.workload)
+    phases = [one.phase if question.phases_only else PipelinePhase.BOTH for one in question.running]
     change = replace(
-        _change(judge, question, goal, question.running, nodes),
+        _change(judge, question, goal, question.running, nodes, phases),
         notice_s=question.notice_s,
         improve=question.improve,
         nodes_min=wishes.nodes_min,
         nodes_max=wishes.nodes_max,
         anew=uniform,
+        phases_only=question.phases_only,
     )
     planner = spotserve.plan if uniform else judge.planner
     found = replan(Problem(costs, nodes, objective), change, planner, Unlimited())
-    if not found.change and len(found.pipelines) == question.planned:
+    whole = question.phases_only or len(found.pipelines) == question.planned
+    if not found.change and whole:
         return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
-    plan = Plan(question.number, (deployment(goal, found.pipelines, costs, known),))
-    return NextPlan(plan, found.gain, found.reasons)
+    made = deployment(goal, found.pipelines, costs, known)
+    if question.phases_only:
+        made = in_proportion(made, found.pipelines, costs)
+    return NextPlan(Plan(question.number, (made,)), found.gain, found.reasons)
 
 
 def next_division(judge: Judge, question: Dividing) -> NextPlan:
@@ -263,10 +275,14 @@ def _change(
     goal: Goal,
     running: Sequence[PlannedPipeline],
     nodes: tuple[CandidateNode, ...],
+    phases: Sequence[PipelinePhase] = (),
 ) -> Change:
+    given = chain(phases, repeat(PipelinePhase.BOTH))
     starting = {node.node_id: node.offer for node in question.nodes if node.starts}
     return Change(
-        tuple(_placed(pipeline, nodes) for pipeline in running),
+        tuple(
+            _placed(pipeline, nodes, phase) for pipeline, phase in zip(running, given, strict=False)
+        ),
         {
             node.node_id: tuple(
                 ResidentStage(held.layers.start, held.layers.end, held.tp_degree)
@@ -300,8 +316,25 @@ def deployment(
             one, layers = known[stage.node.node_id], LayerRange(stage.start, stage.end)
             stages.append(PlannedStage(layers, stage.tp, one.shape, one.node_id, one.offer_id))
         weight = estimate_pipeline(costs, pipeline).throughput_tokens_per_s
-        pipelines.append(PlannedPipeline(f"pipeline-{place}", tuple(stages), weight))
+        name = f"pipeline-{place}"
+        pipelines.append(PlannedPipeline(name, tuple(stages), weight, pipeline.phase))
     return Deployment(goal.model, goal.aim.objective, tuple(pipelines))
+
+
+def in_proportion(made: Deployment, placed: Sequence[PlacedPipeline], costs: Costs) -> Deployment:
+    """With the rates at which its pipelines, here `placed`, hand on to each other."""
+    if not is_split(made):
+        return made
+    rates = [estimate_pipeline(costs, one).throughput_rps for one in placed]
+    sides = sides_of(costs, placed, rates)
+    even = even_flows(sides)
+    flows = [
+        (prefill, decode, float(even[i, j]))
+        for i, prefill in enumerate(sides.prefill)
+        for j, decode in enumerate(sides.decode)
+        if even[i, j] > 0
+    ]
+    return weighed_by_flows(handing_on(made, flows), costs.workload.output_tokens)
 
 
 def _node(
@@ -323,7 +356,9 @@ def _node(
     return CandidateNode(name, kind)
 
 
-def _placed(pipeline: PlannedPipeline, nodes: tuple[CandidateNode, ...]) -> PlacedPipeline:
+def _placed(
+    pipeline: PlannedPipeline, nodes: tuple[CandidateNode, ...], phase: PipelinePhase
+) -> PlacedPipeline:
     """What runs may name nodes that are gone: any class stands in for theirs."""
     known = {node.node_id: node for node in nodes}
     return PlacedPipeline(
@@ -335,5 +370,6 @@ def _placed(pipeline: PlannedPipeline, nodes: tuple[CandidateNode, ...]) -> Plac
                 stage.tp_degree,
             )
             for stage in pipeline.stages
-        )
+        ),
+        phase,
     )

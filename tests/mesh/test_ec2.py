@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ types:
   - {instance_type: c7i.xlarge, memory_bytes: 268435456, count: 4, price_per_hour: 0.1785,
      launch_s: 1}
 """
+EVERY = {one.name for one in fields(Options)} - {"mesh"}
 PRICES = """
 0,c7i.xlarge,use1-az1,0.07
 """
@@ -91,10 +93,15 @@ async def test_up_leads_to_the_first_answer_and_down_to_nothing(
         assert found["cost_per_hour"]["nodes"] == pytest.approx(0.07)
         assert [p["state"] for p in found["controller"]["pipelines"]] == ["ready"]
 
-        # The same once more: nothing is made twice.
+        # Once more, and nothing said: all stays, and nothing is made twice.
         before = {one.id for one in cloud.instances()}
-        await asyncio.to_thread(bring_up, wanted, console, said.append, lambda: True)
+        bare = Order(
+            Options(mesh=MESH), {}, wanted.certificates, wait_s=200.0, unsaid=frozenset(EVERY)
+        )
+        stood = await asyncio.to_thread(home.stack.view)
+        await asyncio.to_thread(bring_up, bare, console, said.append, lambda: True)
         assert {one.id for one in cloud.instances()} == before
+        assert (await asyncio.to_thread(home.stack.view)).parameters == stood.parameters
 
         ended = await asyncio.to_thread(take_down, home, said.append, delete_models=False)
         # The hosts first: a controller buys anew what is taken from it.

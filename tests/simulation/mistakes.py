@@ -475,7 +475,7 @@ MISTAKES = (
     Mistake(
         "a model that nothing is left for waits until the others have less",
         SUCCESSION,
-        "        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:",
+        "        if error.permanent and isinstance(asked, Replanning) and divides:",
         "        if False:",
         MARKETS,
     ),
@@ -609,6 +609,34 @@ MISTAKES = (
         INCOMING,
         "[name for name, _ in one.fetch.blocks[:count]]",
         "[name for name, _ in one.fetch.blocks]",
+        AHEAD,
+    ),
+    Mistake(
+        "what a silent stage was to fill is never given back",
+        INCOMING,
+        "self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())",
+        "self._unanswered.pop(number, ())",
+        AHEAD,
+    ),
+    Mistake(
+        "what a silent stage may copy yet is given to another",
+        BATCHING,
+        "        if not self.busy and self.allocator",
+        "        if self.allocator",
+        AHEAD,
+    ),
+    Mistake(
+        "what is there of a sequence to come is taken, and for nothing",
+        INCOMING,
+        "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",
+        "",
+        AHEAD,
+    ),
+    Mistake(
+        "blocks that a sequence to come finds are not taken for it",
+        SCHEDULER,
+        "        self._blocks.share(found)\n        return found\n",
+        "        return found\n",
         AHEAD,
     ),
     Mistake(

@@ -34,7 +34,7 @@ from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Leaving
 from services.engine.core.held import Life
-from services.engine.core.incoming import KvFetch
+from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
@@ -260,7 +260,9 @@ class GenerationOracle(Watch):
         self._check_blocks(batching)
         held, running = batching.generations._held, set(step.keys)
         awaited = batching.lead.incoming._awaited.values() if batching.lead is not None else ()
-        fetches = {one.start.key for one in awaited}  # they wait for blocks, and for nobody
+        fetches = {
+            one.start.key for one in awaited if one.start is not None
+        }  # they wait for blocks, and for nobody
         waits = [
             key
             for generation in held.values()
@@ -277,7 +279,7 @@ class GenerationOracle(Watch):
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None:
-        """Some stage may write to these blocks for as long as its formation lives."""
+        """Some stage may write to these blocks until it says that it does not."""
         self.silent_stages += 1
         lead = batching.lead
         awaited = lead.incoming._awaited.get(fetch.number) if lead is not None else None
@@ -296,9 +298,13 @@ class GenerationOracle(Watch):
             self._being_kept[batching.lead.formation_id].subtract(b for _, b in leaving.blocks)
 
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None:
-        """Some stage may copy these for as long as its formation lives."""
+        """Some stage may copy these until it says that it does not."""
         self.silent_stages += 1
         self._unanswered[formation_id].update(block for _, block in leaving.blocks)
+
+    def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
+        """No stage touches these any more for what it did not answer."""
+        self._unanswered[formation_id].subtract(block for _, block in blocks)
 
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead
@@ -461,8 +467,7 @@ class GenerationOracle(Watch):
             if left or engine.core._readers or engine.core.open_generations:
                 self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")
             lead = engine.batching.lead
-            taken = self._unanswered[lead.formation_id].total() if lead is not None else 0
-            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks > taken):
+            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks):
                 self.fail(8, f"{engine.name} still runs, in {lead.scheduler.used_blocks} blocks")
         for router in world.routers:
             if router.followings or any(s.client is not router for s in router.streams):

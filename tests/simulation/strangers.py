@@ -173,9 +173,7 @@ class Stranger:
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
         view = cluster.view
         for text in SLIPS:
-            self._refused(
-                operators_plan, text, view.next_plan_number, cluster.goals, view.backends()
-            )
+            self._refused(operators_plan, text, view.next_plan_number, cluster.goals, view.shapes())
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:

@@ -98,6 +98,7 @@ def plan(
 
 @app.command()
 def up(
+    context: typer.Context,
     mesh: MeshOption = MESH,
     region: RegionOption = "",
     model: ModelOption = MODEL,
@@ -129,7 +130,7 @@ def up(
     yes: YesOption = False,
 ) -> None:
     """Makes a mesh, or what is lacking of it, and returns when it answers. Says what it costs, and
-    asks, before it buys."""
+    asks, before it buys. What is not said stays as the mesh has it."""
     from services.cli.ec2.template import parsed_parameters
     from services.cli.ec2.up import Order, bring_up
 
@@ -159,7 +160,7 @@ def up(
     def start() -> None:
         given = parsed_parameters(parameter or [], parameters)
         given |= {name: value for name, value in named.items() if value}
-        order = Order(options, given, certificates, wait_s)
+        order = Order(options, given, certificates, wait_s, unsaid(context))
         bring_up(order, console, say, lambda: yes or agreed("Buy this?"))
 
     told(start)
@@ -225,6 +226,14 @@ def down(
 
     for line in told(start):
         say(line)
+
+
+def unsaid(context: typer.Context) -> frozenset[str]:
+    """Names of options that are defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(
+        name for name, source in sources.items() if source and source.name == "DEFAULT"
+    )
 
 
 def agreed(question: str) -> bool:

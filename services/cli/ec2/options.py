@@ -13,7 +13,7 @@ from services.cli.mesh_directory import MeshError
 from services.common.errors import ShuntError
 from services.controller.providers.ec2.bounds import MAX_DOLLARS_PER_HOUR, MAX_INSTANCES
 from services.controller.providers.ec2.settings import counts_by_type
-from services.controller.providers.ec2.table import Table, read_table
+from services.controller.providers.ec2.table import Table, parse_table, read_table
 from services.placement.estimate.cluster import Workload
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.tensorstore.cli import DEFAULT_STORE
@@ -32,6 +32,8 @@ class Options:
     model: str = MODEL
     store: str = DEFAULT_STORE
     types: Path = TYPES
+    standing_types: str = ""
+    """Text of the mesh's own types, in place of that file."""
     nodes: str = ""
     """TYPE:COUNT,… to begin with; empty: the planner's choice."""
     objective: str = ObjectiveKind.THROUGHPUT_PER_COST.value
@@ -64,9 +66,16 @@ class Options:
     def table(self) -> Table:
         """What may be bought. Raises MeshError."""
         try:
+            if self.standing_types:
+                return parse_table(self.standing_types, self.types.name)
             return read_table(self.types)
         except ShuntError as error:
             raise MeshError(f"--types: {error.message}") from None
+
+    @property
+    def types_text(self) -> str:
+        """What the controller's host reads."""
+        return self.standing_types or self.types.read_text()
 
     def wish(self, table: Table) -> Wish:
         """Raises MeshError."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from services.cli.ec2.account import Account
@@ -16,6 +15,7 @@ from services.cli.ec2.purchase import Purchase, Wish, purchase
 from services.cli.ec2.quotas import Need
 from services.cli.ec2.standing import Standing
 from services.cli.ec2.stored import Stored
+from services.cli.tables import text_table
 from services.controller.core.cluster.market import Offer
 from services.controller.providers.ec2.offers import Ware
 from services.controller.providers.ec2.table import Table as Types
@@ -110,7 +110,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
 def quote_text(one: Quote) -> Group:
     """The offers, what is taken of them, its pipelines, and the price of all."""
     taken = {offer.offer_id: count for offer, count in one.found.bought}
-    offers = Table("offer", "market", "price an hour", "buys", title_justify="left")
+    offers = text_table("offer", "market", "price an hour", "buys", whole="offer")
     for offer in one.offers:
         price = offer.price_per_hour
         offers.add_row(
@@ -128,7 +128,7 @@ def quote_text(one: Quote) -> Group:
 
 
 def _costs(one: Quote) -> list[RenderableType]:
-    table = Table("cost", "dollars an hour")
+    table = text_table("cost", "dollars an hour")
     table.add_row(f"nodes now: {one.found.first_nodes}", f"{one.found.cost_per_hour:.4g}")
     for what, price in one.standing.rows:
         table.add_row(what, "not known" if price is None else f"{price:.4g}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from services.cli.ec2.account import Account
 from services.cli.ec2.files import TYPES
@@ -14,7 +12,7 @@ from services.cli.ec2.machines import Machine
 from services.cli.ec2.secrets import Parameters
 from services.controller.providers.ec2.offers import SPOT, Pool, Ware
 from services.controller.providers.ec2.region import PRODUCT, newest_prices
-from services.controller.providers.ec2.table import Table, read_table
+from services.controller.providers.ec2.table import Table, parse_table, read_table
 
 TYPES_NAME = "types"
 """The parameter that the controller's host reads its types from."""
@@ -33,12 +31,7 @@ def table_of(parameters: Parameters) -> Table:
     """The types that the mesh was made with; those that come with the commands where there is no
     such mesh. Raises AwsRefusal."""
     text = parameters.get(TYPES_NAME)
-    if text is None:
-        return read_table(TYPES)
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / TYPES.name
-        path.write_text(text)
-        return read_table(path)
+    return read_table(TYPES) if text is None else parse_table(text, TYPES.name)
 
 
 def spend_of(account: Account, table: Table, nodes: Sequence[Machine]) -> Spend:

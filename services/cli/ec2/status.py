@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from services.cli.ec2.gateway import controller_told, waits_for
@@ -14,6 +13,7 @@ from services.cli.ec2.home import Home
 from services.cli.ec2.spend import spend_of, table_of
 from services.cli.ec2.standing import standing_of
 from services.cli.status_table import status_table
+from services.cli.tables import text_table
 
 
 def ec2_status(home: Home) -> dict[str, Any]:
@@ -59,12 +59,14 @@ def ec2_status_table(found: dict[str, Any]) -> Group:
     if gateway["url"]:
         state = "ready" if gateway["ready"] else f"not ready: {gateway['reason']}"
         lines.append(Text(f"gateway {gateway['url']}: {state}"))
-    machines = Table("machine", "role", "state", "type", "zone", "market", "instance")
+    machines = text_table(
+        "instance", "machine", "state", "type", "zone", "market", whole="instance"
+    )
     for one in (*found["hosts"], *found["nodes"]):
         market = "spot" if one["is_spot"] else "on demand"
         machines.add_row(
-            *(one["name"], one["role"], one["state"], one["instance_type"], one["zone"]),
-            *(market, one["instance_id"]),
+            *(one["instance_id"], one["name"] or one["role"], one["state"]),
+            *(one["instance_type"], one["zone"], market),
         )
     told = found["controller"]
     inside = [] if told is None else [status_table({"services": [], **told})]

@@ -61,16 +61,19 @@ class Order:
     """Of the stack, those that were said; the others stay as they are."""
     certificates: Path | None = None
     wait_s: float = 1800.0
+    unsaid: frozenset[str] = frozenset()
+    """Names of options that are defaults: what they are of stays as the mesh has it."""
 
 
 def bring_up(order: Order, console: Console, tell: Tell, agreed: Callable[[], bool]) -> None:
     """`agreed` is asked once the price is told, before anything is made. Raises MeshError."""
     template = Template.read()
     template.check(order.parameters)
-    options = _with(order.options, order.parameters).checked()
+    options = _with(order.options, order.parameters)
     home = Home.open(options.mesh, options.region, order.certificates, tell)
     before = home.stack.view()
     _check_needed(template, order.parameters, before)
+    options = as_it_stands(options, order, before, home.parameters.get(TYPES_NAME) or "").checked()
     bucket = before.outputs.get("Bucket") or left_behind(home.account, home.mesh) or ""
     model = _model(options, bucket)
     one = _quote(home.account, options, order, template, before, model)
@@ -78,7 +81,7 @@ def bring_up(order: Order, console: Console, tell: Tell, agreed: Callable[[], bo
     if not agreed():
         raise MeshError("nothing was bought")
     _allow_services(home.account)
-    home.parameters.put({TYPES_NAME: options.types.read_text()}, secret=False)
+    home.parameters.put({TYPES_NAME: options.types_text}, secret=False)
     given = _parameters(options, one, order.parameters)
     if not before.outputs and bucket:
         given.setdefault("ModelBucket", bucket)
@@ -102,6 +105,20 @@ def _with(options: Options, said: Mapping[str, str]) -> Options:
             except ValueError:
                 raise MeshError(f"--parameter {name}: {said[name][:60]!r} is no number") from None
     return replace(options, **given)
+
+
+def as_it_stands(options: Options, order: Order, before: StackView, types: str) -> Options:
+    """With what the mesh has of all that nobody said. The nodes that it began with are another
+    matter: they are those of its model."""
+    stays = {
+        name: before.parameters[name]
+        for name, (option, _) in _OPTIONS.items()
+        if option in order.unsaid - {"nodes", "mesh"}
+        and name in before.parameters.keys() - order.parameters.keys()
+    }
+    if "types" in order.unsaid and before.parameters:
+        options = replace(options, standing_types=types)
+    return _with(options, stays)
 
 
 def _check_needed(template: Template, given: Mapping[str, str], before: StackView) -> None:

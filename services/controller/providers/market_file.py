@@ -103,7 +103,7 @@ class MarketScript:
     """Of the file."""
     offers: tuple[Offer, ...]
     events: tuple[MarketEvent, ...] = ()
-    """In the order of their times; those of one time as they were written."""
+    """As they were written, which is the order of their times."""
     digest: str = ""
     """Of what it says."""
 
@@ -162,14 +162,18 @@ def read_market(
         ids = [row.id for row in document.offers]
         index = next(i for i, name in enumerate(ids) if name in ids[:i])
         raise _wrong(path, f"offers.{index}.id", f"another offer is called {ids[index]}")
+    before_s = 0.0
     for index, event in enumerate(document.events):
         if event.offer not in rows:
             raise _wrong(path, f"events.{index}.offer", f"no offer is called {event.offer}")
-    events = sorted((_event(row) for row in document.events), key=lambda event: event.at_s)
+        if event.at_s < before_s:
+            reason = f"{event.at_s:g} goes backwards: the event before it is at {before_s:g}"
+            raise _wrong(path, f"events.{index}.at_s", reason)
+        before_s = event.at_s
     return MarketScript(
         path.name,
         tuple(_offer(row, memory_bytes, device_type, backend) for row in document.offers),
-        tuple(events),
+        tuple(_event(row) for row in document.events),
         sha256(document.model_dump_json().encode()).hexdigest(),
     )
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 
-from services.common.exchange import GenerateCall, Phase
+from services.common.exchange import GenerateCall, KvSource, Phase
 from services.common.generation import ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
@@ -69,10 +70,12 @@ class Lead:
     bounds: Bounds
     pace: Pace
     gauge: LoadGauge = field(default_factory=LoadGauge)
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    """For what stages are asked to do to blocks."""
     incoming: Incoming = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "incoming", Incoming(self.scheduler))
+        object.__setattr__(self, "incoming", Incoming(self.scheduler, self.numbers))
 
 
 def lead_of(
@@ -111,25 +114,26 @@ class Leaving:
     """Blocks that the stages are to keep for others."""
 
     blocks: tuple[NamedBlock, ...]
-    told: bool = False
-    """All stages have."""
+    number: int = 0
+    busy: bool = False
+    """Some stage may be at it."""
     allocator: BlockAllocator | None = None
     """Whose they are."""
 
     @classmethod
-    def of(cls, allocator: BlockAllocator, starts: Iterable[StartSequence]) -> Leaving:
+    def of(cls, lead: Lead, starts: Iterable[StartSequence]) -> Leaving:
         """What is computed of sequences, in their order; no step writes to it until it is given
         back."""
-        blocks = dict[bytes, int]()
+        allocator, blocks = lead.scheduler.blocks, dict[bytes, int]()
         for start in starts:
             names = names_of(start)
             blocks |= zip(names, allocator.find(names), strict=False)
         allocator.share(blocks.values())
-        return cls(tuple(blocks.items()), allocator=allocator)
+        return cls(tuple(blocks.items()), next(lead.numbers), allocator=allocator)
 
     def give_back(self) -> None:
-        """Where a stage has not answered, it may be at it yet: they stay taken."""
-        if self.told and self.allocator is not None:
+        """Whatever a stage may be at stays taken."""
+        if not self.busy and self.allocator is not None:
             self.allocator.release([block for _, block in self.blocks])
 
 
@@ -192,9 +196,12 @@ class Batching:
         """The first `count` blocks of a fetch of the formation that is led hold what they should,
         at every stage; None: some stage did not answer."""
         lead = self.lead
-        starts = lead.incoming.fetched(fetch.number, count) if lead is not None else None
-        if starts is None:
+        if lead is None:
             return Due()
+        starts = lead.incoming.fetched(fetch.number, count)
+        if starts is None:
+            steps, waited_s = self._steps(now_s)  # for which there was no room
+            return Due(steps, waited_s=waited_s)
         start, unread = starts
         if count:
             self.generations.moved(start.key, "kv")
@@ -202,6 +209,15 @@ class Batching:
         if unread:
             due.append(SetUnread(start.key, True))
         return self._carry_out(due, now_s)
+
+    def ended(self, fetch: KvFetch, now_s: float) -> Due:
+        """No stage writes any more to what a fetch of the formation that is led was to fill, and
+        some stage had not answered."""
+        if self.lead is None:
+            return Due()
+        self.lead.incoming.ended(fetch.number)
+        steps, waited_s = self._steps(now_s)
+        return Due(steps, waited_s=waited_s)
 
     @contextmanager
     def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
@@ -212,11 +228,13 @@ class Batching:
             return
         starts = self.generations.to_go_on()
         leaving = Leaving.of(
-            self.lead.scheduler.blocks,
+            self.lead,
             [start for start in starts if start.key.generation_id not in replayed],
         )
-        yield leaving
-        leaving.give_back()
+        try:
+            yield leaving
+        finally:
+            leaving.give_back()
 
     @contextmanager
     def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
@@ -229,13 +247,30 @@ class Batching:
         if lead is None or ahead is None:
             yield None
             return
-        leaving = Leaving(ahead.blocks, allocator=lead.scheduler.blocks)
+        leaving = Leaving(ahead.blocks, next(lead.numbers), allocator=lead.scheduler.blocks)
         lead.scheduler.blocks.share([block for _, block in ahead.blocks])
-        yield ahead, leaving
-        leaving.give_back()
+        try:
+            yield ahead, leaving
+        finally:
+            leaving.give_back()
+
+    def take_ahead(
+        self, chains: Sequence[Sequence[bytes]], source: KvSource
+    ) -> tuple[int | None, Due]:
+        """Names of blocks, a chain for each sequence that is to come here: what the caches lack of
+        them, as far as there is room, is in `Due.fetches` once all steps that had departed are
+        back. The number of that fetch; None: there is none."""
+        if self.lead is None:
+            return None, Due()
+        number = self.lead.incoming.take_ahead(chains, source)
+        return number, Due(fetches=self.lead.incoming.due())
+
+    def awaits(self, number: int | None) -> bool:
+        """The blocks of this fetch are still to come to the formation that is led."""
+        return self.lead is not None and self.lead.incoming.awaits(number)
 
     def left(self, leaving: Leaving, now_s: float) -> Due:
-        """Stages were asked to keep what was in `Due.keeps`, and have answered or not."""
+        """Stages were asked to keep these, and have answered or not, or do so no more."""
         leaving.give_back()
         if self.lead is None or self.lead.scheduler.blocks is not leaving.allocator:
             return Due()
@@ -253,10 +288,8 @@ class Batching:
     def _carry_out(
         self, actions: Iterable[Action], now_s: float, came_back: StepResult | None = None
     ) -> Due:
-        scheduler = self.lead.scheduler if self.lead is not None else None
-        incoming = self.lead.incoming if self.lead is not None else None
+        lead, keeps = self.lead, list[Leaving]()
         waiting, readers, checkpoints, begins = list(actions), [], False, False
-        keeps: list[Leaving] = []
         changed = came_back is not None
         for action in waiting:  # which grows while it is walked
             if isinstance(action, Wake):
@@ -268,32 +301,33 @@ class Batching:
             changed = True
             if isinstance(action, StopSequence | DropSequence):
                 self._queued_s.pop(action.key, None)
-                if incoming is not None:
-                    incoming.stop(action.key)
+                if lead is not None:
+                    lead.incoming.stop(action.key)
             if isinstance(action, StopSequence):
-                if scheduler is None or scheduler.stop(action.key):
+                if lead is None or lead.scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
-            elif scheduler is not None:
+            elif lead is not None:
                 if isinstance(action, KeepBlocks):
-                    keeps.append(Leaving.of(scheduler.blocks, action.sequences))
+                    keeps.append(Leaving.of(lead, action.sequences))
+                    keeps[-1].busy = True
                 elif isinstance(action, StartSequence):
                     begins = True
                     self._queued_s.setdefault(action.key, now_s)
-                    if incoming is not None and incoming.holds_back(action):
+                    if lead.incoming.holds_back(action):
                         continue
-                    self.generations.moved(action.key, "replay")
-                    scheduler.start(action.key, action.request, action.output_ids)
+                    ahead = lead.incoming.came_ahead(action)
+                    self.generations.moved(action.key, "kv" if ahead else "replay")
+                    lead.scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, SetUnread):
-                    scheduler.set_unread(action.key, action.unread)
-                    if incoming is not None:
-                        incoming.set_unread(action.key, action.unread)
+                    lead.scheduler.set_unread(action.key, action.unread)
+                    lead.incoming.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
-                    scheduler.drop(action.key)
+                    lead.scheduler.drop(action.key)
         steps, waited_s = self._steps(now_s) if changed else ((), ())  # most ticks change nothing
         sampled, accepted = 0, 0
         if came_back is not None:
             sampled, accepted = len(came_back.tokens), came_back.accepted
-        fetches = incoming.due() if changed and incoming is not None else ()
+        fetches = lead.incoming.due() if changed and lead is not None else ()
         return Due(
             steps,
             tuple(readers),

@@ -8,7 +8,7 @@ another round would find as much: then they may be sealed, and what is left is b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.exchange import KvMember
@@ -26,6 +26,8 @@ class Heir:
     members: tuple[KvMember, ...]
     """Each with the layers that it will have of them."""
     generation_ids: frozenset[str]
+    formation_id: str = ""
+    """What they are, head first; empty: nothing yet, and have no caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,19 @@ class Copying:
         self.heirs = tuple(heirs)
         self.blocks = 0
         """That all members of their heirs keep by now."""
+        self.over = False
+        """None lacked more than one when it was last asked what goes next."""
         self._heir_of = {name: i for i, heir in enumerate(heirs) for name in heir.generation_ids}
-        self._over: dict[SequenceKey, int] = {}
-        """Of each sequence so many blocks from the first on."""
+        self._over: dict[SequenceKey, list[bytes]] = {}
+        """Of each sequence, from its first block on."""
+        self._cached: dict[SequenceKey, int] = {}
         self._given_up: set[int] = set()
         """Heirs that have no room, or do not answer."""
+
+    @property
+    def cached(self) -> int:
+        """Blocks that lie in caches by now."""
+        return sum(self._cached.values())
 
     @property
     def generation_ids(self) -> frozenset[str]:
@@ -85,11 +95,17 @@ class Copying:
         """What goes over next, of those sequences first that come first. `full` tells a sequence's
         full blocks from one of them on. None: none lacks more than one."""
         lacking = [
-            _Piece(key, self._heir_of[key.generation_id], tuple(full(key, self._over.get(key, 0))))
+            _Piece(
+                key,
+                self._heir_of[key.generation_id],
+                tuple(full(key, len(self._over.get(key, ())))),
+            )
             for key in keys
         ]
         if all(len(one.blocks) <= ONE_MORE for one in lacking):
+            self.over = not self._given_up
             return None
+        self.over = False
         pieces, room = list[_Piece](), at_most
         for one in lacking:
             if one.blocks and room:
@@ -101,7 +117,22 @@ class Copying:
         """These heirs keep all of it that is for them; the others are given up."""
         for one in ahead.pieces:
             if one.heir in there:
-                self._over[one.key] = self._over.get(one.key, 0) + len(one.blocks)
+                self._over.setdefault(one.key, []).extend(name for name, _ in one.blocks)
                 self.blocks += len(one.blocks)
             else:
                 self._given_up.add(one.heir)
+
+    def for_caches(
+        self, ahead: Ahead, there: set[int]
+    ) -> dict[int, dict[SequenceKey, list[bytes]]]:
+        """What may lie in caches of these heirs by now, by heir that has some: of each sequence of
+        `ahead` all that is over."""
+        found: dict[int, dict[SequenceKey, list[bytes]]] = {}
+        for one in ahead.pieces:
+            if one.heir in there and self.heirs[one.heir].formation_id:
+                found.setdefault(one.heir, {})[one.key] = list(self._over[one.key])
+        return found
+
+    def lie(self, cached: Mapping[SequenceKey, int]) -> None:
+        """So many of these sequences' first blocks lie in caches."""
+        self._cached.update(cached)

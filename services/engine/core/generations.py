@@ -10,7 +10,7 @@ in flight comes back, the head seals. Whoever wants to go on asks the controller
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from services.common.errors import (
@@ -129,11 +129,17 @@ class Generations:
         starts = [start for held in sealed for start in held.to_go_on()]
         return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
 
-    def running(self, generation_ids: Container[str]) -> list[SequenceKey]:
+    def running(self, generation_ids: Collection[str]) -> list[SequenceKey]:
         """Sequences of those of them that run, those first that are nearest to their end."""
+        if len(generation_ids) == 1:  # of many that are read, each is asked about by itself
+            (name,) = generation_ids
+            one = self._held.get(name)
+            asked = [] if one is None else [(name, one)]
+        else:
+            asked = list(self._held.items())
         left: dict[SequenceKey, int] = {
             held.key(index): held.request.sampling.max_tokens - len(choice.run)
-            for name, held in self._held.items()
+            for name, held in asked
             if name in generation_ids and held.life is Life.LIVE
             for index, choice in enumerate(held.choices)
             if choice.in_batch

@@ -1,14 +1,19 @@
 """Sequences that go on from blocks of other stages: they wait for them, and then start.
 
+Blocks may come ahead of their sequence. Then they lie in the caches as what was computed does,
+under their names and until their room is wanted, and the sequence finds them.
+
 The blocks are taken at once, and filled by each stage on its own, beside the steps. So two orders
 hold. A step that carries a block's last owner may still be on its way to a later stage: blocks are
 fetched only when all steps that had departed before are back. And a stage that did not answer may
-write yet: what it was told to fill stays taken for as long as the formation lives. Blocks that are
-filled at every stage are named, like computed ones, and the sequence finds them when it starts.
+write yet: what it was told to fill stays taken until every stage has said that it writes no more.
+Blocks that are filled at every stage are named, like computed ones, and the sequence finds them
+when it starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.exchange import KvSource
@@ -19,8 +24,9 @@ from services.engine.core.scheduler import Scheduler
 
 NamedBlock = tuple[bytes, int]
 """A block of a formation's caches, behind the name of what it holds."""
-FEWEST_BLOCKS = 2
-"""Fewer are computed sooner than asked for."""
+FEWEST_BLOCKS, FAR_BLOCKS = 2, 128
+"""Fewer are computed sooner than asked for, but for one behind so many others: the further behind,
+the longer a row takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class KvFetch:
 
 @dataclass(slots=True)
 class _Awaited:
-    start: StartSequence
+    start: StartSequence | None
+    """What waits for them; None: it is to come."""
     fetch: KvFetch
     there: list[int]
     """Blocks that hold what comes before."""
@@ -60,29 +67,63 @@ def names_of(start: StartSequence) -> list[bytes]:
 class Incoming:
     """Those of one formation."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, numbers: Iterator[int]) -> None:
+        """`numbers` are for all that stages are asked to do to blocks of the formation."""
         self._scheduler = scheduler
         self._awaited: dict[int, _Awaited] = {}
-        self._number = 0
-
-    def __len__(self) -> int:
-        """Sequences that wait."""
-        return sum(not one.stopped for one in self._awaited.values())
+        self._numbers = numbers
+        self._unanswered: dict[int, list[int]] = {}
+        """Blocks of fetches that some stage has not answered."""
+        self._ahead: dict[bytes, None] = {}
+        """Names of what came ahead; as many as there are blocks, the latest ones."""
 
     def holds_back(self, start: StartSequence) -> bool:
         """It waits for blocks; False: there are none to wait for, or no room for them."""
         if start.source is None or not self._scheduler.settings.share_prefixes:
             return False
         names = names_of(start)
-        there, fresh = self._scheduler.take_beginning(names)
-        if len(fresh) < FEWEST_BLOCKS:
-            self._scheduler.give_beginning(there, fresh, ())
+        fewest = 1 if len(names) > FAR_BLOCKS else FEWEST_BLOCKS
+        return self._awaits_any((names,), start.source, fewest, start) is not None
+
+    def take_ahead(self, chains: Sequence[Sequence[bytes]], source: KvSource) -> int | None:
+        """Has what these sequences, which are to come, lack of their blocks come as far as there is
+        room, those first that come first. The number of the fetch; None where there is none."""
+        if not self._scheduler.settings.share_prefixes:
+            return None
+        return self._awaits_any(chains, source, 1, None)
+
+    def awaits(self, number: int | None) -> bool:
+        """The blocks of a fetch are still to come."""
+        return number in self._awaited
+
+    def came_ahead(self, start: StartSequence) -> bool:
+        """Its beginning is there, and came for it."""
+        if not self._ahead:
             return False
-        self._number += 1
-        blocks = tuple(zip(names[len(there) :], fresh, strict=False))
-        fetch = KvFetch(self._number, start.source, blocks)
-        self._awaited[self._number] = _Awaited(start, fetch, there, self._scheduler.last_step)
-        return True
+        names = names_of(start)
+        there = len(self._scheduler.blocks.find(names))
+        return there > 0 and names[there - 1] in self._ahead
+
+    def _awaits_any(
+        self,
+        chains: Sequence[Sequence[bytes]],
+        source: KvSource,
+        fewest: int,
+        start: StartSequence | None,
+    ) -> int | None:
+        there, blocks = list[int](), dict[bytes, int]()
+        for names in chains:
+            found = self._scheduler.take_found(names)
+            there += found
+            lacking = [name for name in names[len(found) :] if name not in blocks]
+            blocks.update(zip(lacking, self._scheduler.take_free(len(lacking)), strict=False))
+        if len(blocks) < fewest:
+            self._scheduler.give_beginning(there, tuple(blocks.values()), ())
+            return None
+        number = next(self._numbers)
+        fetch = KvFetch(number, source, tuple(blocks.items()))
+        self._awaited[number] = _Awaited(start, fetch, there, self._scheduler.last_step)
+        return number
 
     def due(self) -> tuple[KvFetch, ...]:
         """What may be fetched by now; each is told once."""
@@ -103,16 +144,33 @@ class Incoming:
             return None
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
+            self._unanswered[number] = [block for _, block in one.fetch.blocks]
         else:
             names = [name for name, _ in one.fetch.blocks[:count]]
             fresh = [block for _, block in one.fetch.blocks]
             self._scheduler.give_beginning(one.there, fresh, names)
-        return None if one.stopped else (replace(one.start, source=None), one.unread)
+            if one.start is None:
+                self._note_ahead(names)
+        if one.start is None or one.stopped:
+            return None
+        return replace(one.start, source=None), one.unread
+
+    def ended(self, number: int) -> None:
+        """No stage writes to the blocks of this fetch any more: what they hold counts for
+        nothing."""
+        self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())
+
+    def _note_ahead(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._ahead.pop(name, None)
+            self._ahead[name] = None
+        for name in list(self._ahead)[: -self._scheduler.blocks.count]:
+            del self._ahead[name]
 
     def stop(self, key: SequenceKey) -> None:
         """It starts no more; its blocks are given back when the stages have answered."""
         for number, one in list(self._awaited.items()):
-            if one.start.key != key:
+            if one.start is None or one.start.key != key:
                 continue
             one.stopped = True
             if not one.told:
@@ -121,5 +179,5 @@ class Incoming:
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads it."""
         for one in self._awaited.values():
-            if one.start.key == key:
+            if one.start is not None and one.start.key == key:
                 one.unread = unread

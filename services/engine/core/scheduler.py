@@ -226,14 +226,16 @@ class Scheduler:
             self._leave(sequence)
             sequence.dropped = True
 
-    def take_beginning(self, names: Sequence[bytes]) -> tuple[list[int], list[int]]:
-        """Blocks that hold the first of a chain's names, and free ones for those behind them, as
-        far as there are: all of them are taken. One is left to each that runs."""
+    def take_found(self, names: Sequence[bytes]) -> list[int]:
+        """Blocks that hold the first of a chain's names: they are taken."""
         found = self._blocks.find(names)
         self._blocks.share(found)
+        return found
+
+    def take_free(self, count: int) -> list[int]:
+        """So many blocks, or as many as there are: one is left to each that runs."""
         spare = self._blocks.free_count - len(self._running) - 1
-        lacking = min(len(names) - len(found), spare)
-        return found, self._blocks.allocate(max(0, lacking))
+        return self._blocks.allocate(max(0, min(count, spare)))
 
     def give_beginning(
         self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from services.common.errors import InvalidArgument
 from services.common.yaml_file import Row, read_yaml
@@ -17,7 +17,7 @@ from services.placement.estimate.catalogue import (
     Name,
     Positive,
 )
-from services.placement.estimate.engine import EngineProfile
+from services.placement.estimate.engine import REPLAYED_ONLY, EngineProfile
 
 Share = Annotated[float, Field(gt=0, le=1.5, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
@@ -76,6 +76,13 @@ class Calibration(Row):
     engine: EngineProfile | None = None
     """What the engines take beside that. Where it is given, plans promise the rate at which
     requests come and go, not that of batches that begin and end together."""
+
+    @field_validator("engine")
+    @classmethod
+    def _of_no_recording(cls, engine: EngineProfile | None) -> EngineProfile | None:
+        if engine is not None and engine.stages:
+            raise ValueError(f"stages: {REPLAYED_ONLY}")
+        return engine
 
     def efficiency(self, gpu: Gpu) -> Efficiency:
         if gpu.name in self.gpus:

@@ -16,6 +16,11 @@ from services.common.yaml_file import Row, read_yaml
 
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 Factor = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+REPLAYED_ONLY = (
+    "seconds of the stages of one recording, which only `shunt simulate replay` plays: what is "
+    "planned or simulated has other layers and devices, whose times are the estimator's"
+)
+"""Why a profile with `stages` is none to plan by."""
 Rate = Annotated[float, Field(ge=1e3, le=1e15, allow_inf_nan=False)]
 
 
@@ -74,7 +79,7 @@ class EngineProfile(BatchBounds):
     load_bytes_per_s_of: dict[str, Rate] = Field(default_factory=dict, max_length=1000)
     """By instance type, where it is another one."""
     stages: dict[str, StageCosts] = Field(default_factory=dict, max_length=10_000)
-    """Of stages that were recorded, by kind: a replay's."""
+    """Of stages that were recorded, by kind: only a replay has these very stages."""
 
     def load_rate(self, instance_type: str) -> float:
         return self.load_bytes_per_s_of.get(instance_type, self.load_bytes_per_s)

@@ -138,10 +138,17 @@ def batch_latency_s(
     return (prefill if phase is PipelinePhase.BOTH else 0.0) + output_tokens * decode
 
 
-def served_rps(times: StepTimes, workload: Workload, batch: int) -> float:
+def served_rps(
+    times: StepTimes, workload: Workload, batch: int, phase: PipelinePhase = PipelinePhase.BOTH
+) -> float:
     """Requests a second of a batch that stays full: in each cycle every sequence gets a token, and
-    for each that ends a prompt is read."""
-    prompts = batch / workload.output_tokens
+    for each that ends a prompt is read. Where prompts alone are read, as many rows of them a cycle
+    as there may be."""
+    if phase is PipelinePhase.PREFILL:
+        rows = float(times.profile.token_budget * times.stages)
+        prompts = rows / workload.input_tokens
+        return prompts / times.cycle_s(0, 0.0, rows, prompts)
+    prompts = batch / workload.output_tokens if phase is PipelinePhase.BOTH else 0.0
     context = workload.input_tokens + workload.output_tokens / 2
     rows = prompts * workload.input_tokens
     return batch / (workload.output_tokens * times.cycle_s(batch, context, rows, prompts))
@@ -235,8 +242,9 @@ def _estimated(costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float) 
     batch_s = batch_latency_s(times, microbatches, out, pipeline.phase)
     alone = stage_times(parts, layers, 1.0)
     throughput = batch / batch_s
-    if costs.calibration.engine is not None and pipeline.phase is PipelinePhase.BOTH:
-        throughput = served_rps(StepTimes(parts, layers, costs.engine), costs.workload, batch)
+    if costs.calibration.engine is not None:
+        steps = StepTimes(parts, layers, costs.engine)
+        throughput = served_rps(steps, costs.workload, batch, pipeline.phase)
     blocks = batch * total // BLOCK_TOKENS
     return PipelineEstimate(
         kv_blocks=blocks,
@@ -246,7 +254,12 @@ def _estimated(costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float) 
         throughput_rps=throughput,
         cost_per_hour=pipeline.cost_per_hour,
         load=queueing.at_rate(
-            lambda b: stage_times(parts, layers, b), batch, throughput, out, arrival_rate_rps
+            lambda b: stage_times(parts, layers, b),
+            batch,
+            throughput,
+            out,
+            arrival_rate_rps,
+            pipeline.phase,
         ),
         throughput_tokens_per_s=throughput * out,
         stages=tuple(
@@ -318,7 +331,7 @@ def estimate_plan(
     if split:
         total = transport.carried_rps(costs, pipelines, [e.throughput_rps for e in idle])
     rate = costs.workload.arrival_rate_rps
-    shares = _shares(pipelines, [e.throughput_rps for e in idle])
+    shares = _shares(pipelines, [e.throughput_rps for e in idle], total)
     each = (
         [
             estimate_pipeline(costs, pipeline, rate * share)
@@ -331,16 +344,17 @@ def estimate_plan(
     return PlanEstimate(total, sum(e.cost_per_hour for e in each), load), each
 
 
-def _shares(pipelines: Sequence[PlacedPipeline], rates: Sequence[float]) -> list[float]:
+def _shares(
+    pipelines: Sequence[PlacedPipeline], rates: Sequence[float], total: float
+) -> list[float]:
     """Share of all requests that pass each pipeline; split phases pass two."""
-    sides = [
-        (PipelinePhase.BOTH, PipelinePhase.PREFILL),
-        (PipelinePhase.BOTH, PipelinePhase.DECODE),
-    ]
-    sums = [
-        sum(r for r, p in zip(rates, pipelines, strict=True) if p.phase in side) for side in sides
-    ]
+    sums = {
+        phase: sum(r for r, p in zip(rates, pipelines, strict=True) if p.phase is phase)
+        for phase in PipelinePhase
+    }
+    whole = sums[PipelinePhase.BOTH] / total if total > 0 else 0.0
+    parts = dict.fromkeys(PipelinePhase, 1.0 - whole) | {PipelinePhase.BOTH: whole}
     return [
-        rate / (sums[0] if pipeline.phase is not PipelinePhase.DECODE else sums[1])
+        parts[pipeline.phase] * rate / sums[pipeline.phase]
         for pipeline, rate in zip(pipelines, rates, strict=True)
     ]

@@ -1,7 +1,8 @@
 """TTFT, TPOT and end-to-end time of a pipeline at a given arrival rate.
 
 The running batch follows Little's law; prefills take their share of every step; a request waits
-for the prefill server (M/D/1) and for a free slot (Sakasegawa's approximation of M/M/c).
+for the prefill server (M/D/1) and for a free slot (Sakasegawa's approximation of M/M/c). A pipeline
+of one phase has that phase's part of a request's times, so those of both kinds add up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from services.common.phases import PipelinePhase
 
 ROUNDS = 60
 
@@ -36,17 +39,23 @@ def at_rate(
     throughput_rps: float,
     output_tokens: int,
     rate_rps: float,
+    phase: PipelinePhase = PipelinePhase.BOTH,
 ) -> Load:
     """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times."""
     alone = times_of(1.0)
-    prefill_alone, stages = sum(alone.prefill_s), len(alone.prefill_s)
+    reads, decodes = phase is not PipelinePhase.DECODE, phase is not PipelinePhase.PREFILL
+    prefill_alone, stages = sum(alone.prefill_s) if reads else 0.0, len(alone.prefill_s)
     if rate_rps <= 0:
-        tpot = sum(alone.decode_s)
+        tpot = sum(alone.decode_s) if decodes else 0.0
         return Load(prefill_alone, tpot, prefill_alone + output_tokens * tpot)
     utilisation = rate_rps / throughput_rps
     if utilisation >= 1:
         return Load(math.inf, math.inf, math.inf)
-    busy = min(rate_rps * max(alone.prefill_s), 0.999)
+    busy = min(rate_rps * max(alone.prefill_s), 0.999) if reads else 0.0
+    prefill_wait = busy * max(alone.prefill_s) / (2 * (1 - busy))
+    if not decodes:
+        ttft = prefill_wait + prefill_alone
+        return Load(ttft, 0.0, ttft)
     running, tpot = 1.0, sum(alone.decode_s)
     for _ in range(ROUNDS):
         step = times_of(max(running / stages, 1.0 / stages)).decode_s
@@ -56,10 +65,9 @@ def at_rate(
             break
         running = (running + target) / 2
     service = prefill_alone / (1 - busy) + output_tokens * tpot
-    prefill_wait = busy * max(alone.prefill_s) / (2 * (1 - busy))
     slot_wait = utilisation ** math.sqrt(2 * (batch + 1)) / (batch * (1 - utilisation)) * service
-    ttft = prefill_wait + slot_wait + prefill_alone / (1 - busy)
-    return Load(ttft, tpot, ttft + output_tokens * tpot)
+    first = prefill_wait + slot_wait + prefill_alone / (1 - busy)
+    return Load(first if reads else 0.0, tpot, first + output_tokens * tpot)
 
 
 def mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:

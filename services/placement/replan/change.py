@@ -26,6 +26,8 @@ class Change:
     improve: bool = False
     anew: bool = False
     """Pipelines are of one choice: what is left stays whole, or none of it for its own sake."""
+    phases_only: bool = False
+    """Pipelines stay where they are, whatever nodes there are: what may change is their phases."""
     ready_in_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until a node that is only on offer can begin to load."""
     hysteresis: float = HYSTERESIS

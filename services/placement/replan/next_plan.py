@@ -82,7 +82,11 @@ def _replanned(problem: Problem, change: Change, search: Planner, budget: Search
         assess(problem, change, left, option, name)
         for name, option in options_for(problem, change, left, search, budget)
     ]
-    affordable = [plan for plan in plans if not forbidden(problem, change, plan.pipelines, left)]
+    affordable = [
+        plan
+        for plan in plans
+        if change.phases_only or not forbidden(problem, change, plan.pipelines, left)
+    ]
     if not affordable:
         most = best_nodes(problem, problem.nodes, change.nodes_max, used=frozenset())
         found = search(replace(problem, nodes=most), budget).pipelines
@@ -200,13 +204,15 @@ def assess(
     """The moves from what is left to what is wanted, and what they gain and cost; new pipelines
     take the problem's nodes."""
     costs, held = problem.costs, held_by(problem, change)
-    kept = [p for p in wanted if p in left]
-    fresh = [p for p in wanted if p not in left]
+    phases = {p.stages: p.phase for p in left}
+    kept = [p for p in wanted if p.stages in phases]
+    fresh = [p for p in wanted if p.stages not in phases]
     staying = {node_id for p in kept for node_id in p.node_ids}
     free = [node for node in problem.nodes if node.node_id not in staying]
     fresh = list(remap(costs.model, fresh, free, held))
-    moved_back = [p for p in fresh if p in left]
-    kept, fresh = [*kept, *moved_back], [p for p in fresh if p not in left]
+    moved_back = [p for p in fresh if p.stages in phases]
+    kept, fresh = [*kept, *moved_back], [p for p in fresh if p.stages not in phases]
+    flipped = [p for p in kept if p.phase is not phases[p.stages]]
     pipelines = (*kept, *fresh)
     moves = node_moves(costs.model, pipelines, held, change.load_bytes_per_s)
     ready_in_s = change.ready_in_s
@@ -215,19 +221,21 @@ def assess(
     )
     handovers = _handovers(problem, change, pipelines, kept)
     serve_s = load_s + max((one.handover_s for one in handovers), default=0.0)
-    ended = [p for p in left if p not in kept]
+    staying_stages = {p.stages for p in kept}
+    ended = [p for p in left if p.stages not in staying_stages]
+    after, before = (rate_of(problem, some).throughput_rps for some in (pipelines, left))
+    gained = (after - before) * change.horizon_s
     new_rate = sum(estimate_pipeline(costs, p).throughput_rps for p in fresh)
-    old_rate = sum(estimate_pipeline(costs, p).throughput_rps for p in ended)
-    gained = (new_rate - old_rate) * change.horizon_s
     lost = new_rate * min(serve_s, change.horizon_s)
+    other = f", {len(flipped)} in another phase" if flipped else ""
     reasons = (
-        f"{len(kept)} pipelines stay, {len(fresh)} are new, {len(ended)} end",
+        f"{len(kept)} pipelines stay{other}, {len(fresh)} are new, {len(ended)} end",
         f"{sum(m.load_bytes for m in moves) / 1e9:.2f} GB to load, {load_s:.1f} s",
     )
     return NextPlan(
         pipelines,
         tuple(left),
-        bool(fresh or ended),
+        bool(fresh or ended or flipped),
         tuple(moves),
         tuple(handovers),
         serve_s,
@@ -246,9 +254,10 @@ def _handovers(
     kept: Sequence[PlacedPipeline],
 ) -> list[GenerationMove]:
     """Each running pipeline that ends hands its generations to the nearest new one."""
+    stays = {p.stages for p in kept}
     moves = []
     for index, (running, count) in enumerate(zip(change.running, change.generations, strict=False)):
-        if not count or running in kept or not pipelines:
+        if not count or running.stages in stays or not pipelines:
             continue
         nodes = set(running.node_ids)
         target = max(pipelines, key=lambda p: len(nodes.intersection(p.node_ids)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from services.common.errors import FailedPrecondition
 from services.placement.estimate.cluster import PlacedPipeline, by_backend
 from services.placement.replan.change import Change
 from services.placement.replan.parts import best_nodes, filled, planned, within_the_rest
+from services.placement.replan.phasing import best_phases
 from services.placement.replan.worth import cost_per_hour, node_count, rate_of, within_budget
 from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
@@ -16,6 +18,7 @@ MOST_PARTS = 64
 """Pipelines that are each asked whether the plan is better without them."""
 STAY = "what is left of the running plan"
 ALL = "a plan of all nodes"
+OTHER_PHASES = ("it in the phases that suit the targets", "it in the phases that carry most")
 
 Option = tuple[str, tuple[PlacedPipeline, ...]]
 """A plan by its name."""
@@ -28,8 +31,15 @@ def options_for(
     search: Planner,
     budget: SearchBudget,
 ) -> list[Option]:
-    """Plans by name, none of them empty."""
+    """Plans by name, none of them empty. FailedPrecondition where phases alone may change and no
+    pipeline is left."""
     options: list[Option] = [(STAY, left)]
+    if change.phases_only:
+        if not left:
+            raise FailedPrecondition(
+                "no pipeline is there that could have a phase", field="running"
+            )
+        return [*options, *zip(OTHER_PHASES, best_phases(problem, left, budget), strict=True)]
     used = frozenset(node_id for pipeline in left for node_id in pipeline.node_ids)
     if change.anew:
         whole = _whole(problem, change, used, search, budget)

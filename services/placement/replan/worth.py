@@ -11,6 +11,7 @@ from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.search.problem import ObjectiveKind, Problem
 from services.placement.search.score import goodput
 from services.placement.search.shares import BUDGET_SLACK
+from services.placement.search.transport import carried_rps
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Rate:
 
 def rate_of(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> Rate:
     rates = [estimate_pipeline(problem.costs, p).throughput_rps for p in pipelines]
-    useful = throughput = sum(rates)
+    useful = throughput = carried_rps(problem.costs, pipelines, rates)
     arriving = problem.costs.workload.arrival_rate_rps
     if problem.objective.kind is ObjectiveKind.GOODPUT_PER_COST and pipelines:
         useful = goodput(problem, pipelines, rates)

@@ -8,7 +8,7 @@ touches is up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -56,14 +56,15 @@ def scenarios(pools: Sequence[frozenset[str]], down: Mapping[str, float]) -> lis
 
 def goodput_rps(
     pipelines: Sequence[PlacedPipeline],
-    rates_rps: Sequence[float],
+    carried_rps: Callable[[Sequence[int]], float],
     down: Mapping[str, float],
     arrival_rate_rps: float = 0.0,
 ) -> float:
-    """Expected requests a second: in each outage what still serves, up to what arrives."""
+    """Expected requests a second: in each outage what those that still serve carry together, by
+    their places, up to what arrives."""
     touched = [frozenset(s.node.kind.pool for s in p.stages) for p in pipelines]
     expected = 0.0
     for share, away in outages(down):
-        left = sum(r for r, pools in zip(rates_rps, touched, strict=True) if not pools & away)
+        left = carried_rps([place for place, pools in enumerate(touched) if not pools & away])
         expected += share * (min(left, arrival_rate_rps) if arrival_rate_rps else left)
     return expected

@@ -35,23 +35,37 @@ def goodput(
 ) -> float:
     """Expected requests a second under the pools' interruptions."""
     down = down_shares(problem.nodes, problem.objective.recovery_s)
-    return goodput_rps(pipelines, rates_rps, down, problem.costs.workload.arrival_rate_rps)
+
+    def carried(places: Sequence[int]) -> float:
+        left = [pipelines[place] for place in places]
+        return carried_rps(problem.costs, left, [rates_rps[place] for place in places])
+
+    return goodput_rps(pipelines, carried, down, problem.costs.workload.arrival_rate_rps)
 
 
 def violation(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> tuple[str, int | None]:
     """The worst miss of a latency target in words, and the pipeline that misses it."""
+    _, told, place = worst_miss(problem, pipelines)
+    return told, place
+
+
+def worst_miss(
+    problem: Problem, pipelines: Sequence[PlacedPipeline]
+) -> tuple[float, str, int | None]:
+    """By how much the latency target that is missed most is, as a multiple of it, and in words, and
+    the pipeline that misses it; 1 where none is."""
     objective = problem.objective
+    worst: tuple[float, str, int | None] = (1.0, "", None)
     targets = (("TTFT", objective.ttft_target_s), ("TPOT", objective.tpot_target_s))
     if not any(limit for _, limit in targets):
-        return "", None
+        return worst
     total, each = estimate_plan(problem.costs, pipelines)
-    if math.isinf(total.load.ttft_s):
-        return "the arrival rate is past saturation", 0
-    worst: tuple[float, str, int | None] = (1.0, "", None)
+    if math.isinf(total.load.ttft_s) or math.isinf(total.load.tpot_s):
+        return math.inf, "the arrival rate is past saturation", 0
     for i, estimate in enumerate(each):
         for (name, limit), got in zip(
             targets, (estimate.load.ttft_s, estimate.load.tpot_s), strict=True
         ):
             if limit and got / limit > worst[0]:
                 worst = (got / limit, f"{name} {got:.3f} s against {limit:.3f} s", i)
-    return worst[1], worst[2]
+    return worst

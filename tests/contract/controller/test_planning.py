@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.common.errors import FailedPrecondition
-from services.common.generation import ModelRef
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
@@ -19,7 +19,7 @@ from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.node import HeldStage
-from services.controller.core.cluster.plan import Plan, PlannedPipeline
+from services.controller.core.cluster.plan import Plan, PlannedPipeline, PlannedStage
 from services.controller.core.cluster.question import (
     Dividing,
     NextPlan,
@@ -419,3 +419,39 @@ async def test_pipelines_have_the_phases_of_the_settings_and_placements_proporti
     least, most = sorted(onward.values())
     assert 0 < most <= 1.05 * least
     assert not any(pipeline.onward for pipeline in rest)
+
+
+async def test_phases_alone_follow_the_workload_where_weights_stay(planning: Planning) -> None:
+    """Where prompts make answers late, they get pipelines of their own."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    config = json.dumps(LLAMA | sizes | heads | {"head_dim": 128})
+    goal = Goal(ModelFacts("m", "d", 32, 128256, 8192, config), Aim("throughput", 2.0, 0.05))
+    gib = {"l40s": 44, "a10g": 22, "l4": 22}
+    names = ("l40s", "a10g", "a10g", "l4")
+    devices = [NodeShape(gib[name] << 30, 1.0, name) for name in names]
+    asked = tuple(NodeAsked(f"node-{n}", shape) for n, shape in enumerate(devices))
+    running = tuple(
+        PlannedPipeline(
+            f"pipeline-{n}",
+            (PlannedStage(LayerRange(0, 32), 1, one.shape, one.node_id),),
+            1.0,
+        )
+        for n, one in enumerate(asked, 4)
+    )
+    workload = Workload(4.0, 1000.0, 200.0)
+    question = Replanning(
+        2, goal, asked, (Candidate("spot#1", OFFER),), running, 5, True, Wishes(), workload
+    )
+    question = replace(question, phases_only=True)
+    answer = await planning.replan(question)
+    assert answer.plan is not None
+    pipelines = answer.plan.deployments[0].pipelines
+    assert [one.stages for one in pipelines] == [one.stages for one in running]
+    prefill = [one for one in pipelines if one.phase is PipelinePhase.PREFILL]
+    assert PipelinePhase.DECODE in [one.phase for one in pipelines]
+    assert {name for name, _ in prefill[0].onward} <= {one.pipeline_id for one in pipelines}
+    handed_on = sum(rate for _, rate in prefill[0].onward)
+    assert prefill[0].weight_tokens_per_s == pytest.approx(200.0 * handed_on, rel=1e-3)
+    again = replace(question, running=tuple(pipelines))
+    assert (await planning.replan(again)).plan is None, "nothing is better by now"

@@ -249,12 +249,14 @@ def generate(
     start: int = 0,
     metadata: tuple[tuple[str, str], ...] = (),
     kv_source: common_pb2.KvSource | None = None,
+    hand_on: bool = False,
 ) -> Stream:
     message = engine_pb2.GenerateRequest(
         request=wire.request_to(asked),
         epoch=epoch,
         formation_id=formation_id,
         kv_source=kv_source,
+        hand_on=hand_on,
     )
     if held:
         message.held.append(common_pb2.TokenSpan(choice=0, start=0, ids=held))

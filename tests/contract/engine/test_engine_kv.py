@@ -11,11 +11,14 @@ import pytest
 from shuntserve.common.v1 import common_pb2
 from shuntserve.engine.v1 import engine_pb2
 
+from services.common.errors import Superseded
 from services.common.exchange import CheckpointResult
 from services.common.generation import GenerationRequest
 from services.common.prefix import chain_of
+from services.engine import kv_calls
 from tests.contract.engine.rig import Rig, Stream, Worker, generate, request
 from tests.contract.engine.tiny import LAYERS, expected_ids
+from tests.waiting import until
 
 PROMPT = [5 + 7 * i % 500 for i in range(70)]
 TOKENS = 120
@@ -165,6 +168,57 @@ async def test_blocks_go_ahead_while_their_generation_runs_on(
     assert sum(fetched) - sum(fetches) == rest
 
 
+@pytest.mark.parametrize(("before", "after"), [([], []), ([2], [4]), ([3], [1, 4])])
+async def test_what_went_ahead_to_a_pipeline_that_serves_lies_in_its_caches(
+    rig: Rig, before: list[int], after: list[int]
+) -> None:
+    """Behind the seal no block of it is touched; the old formation may be gone by then."""
+    old = [await rig.worker(step_s=0.01) for _ in range(len(before) + 1)]
+    new = [await rig.worker(step_s=0.002) for _ in range(len(after) + 1)]
+    await rig.form(old, before, "f1")
+    await rig.form(new, after, "f2")
+    asked, source = request("g", PROMPT, LONG), source_of(old, before, "f1")
+    other = generate(new[0], request("h", PROMPT[::-1], TOKENS), "f2")
+    stream = generate(old[0], asked, "f1")
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    heir = heir_of(new, after, "g")
+    heir.formation_id = "f2"
+    answer = await copied(old[0], source, heir)
+    assert answer.cached == answer.blocks >= len(PROMPT) // 16
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [answer.cached] * len(new)
+    await to_the_end(old[0], stream, engine_pb2.DrainRequest(formation_id="f1"))
+    held = stream.ids[0]
+    for worker in old:
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
+    stream = await resumed(new[0], asked, "f2", held, common_pb2.KvSource(formation_id="f1"))
+    assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
+    stats = await _stats(new[0])
+    assert stats.prefix_hits == answer.cached * 16
+    assert stats.filled_kv_blocks == answer.cached
+    await other.end()
+    assert other.ids[0] == expected_ids(PROMPT[::-1], TOKENS)
+
+
+async def test_nothing_goes_into_caches_of_another_formation_or_without_names(rig: Rig) -> None:
+    worker = await rig.worker()
+    await rig.form([worker], [], "f1")
+    source = source_of([worker], [], "f0")
+    for chains, formation, code in (
+        ([[b"a"]], "f2", grpc.StatusCode.FAILED_PRECONDITION),
+        ([[b"a", b"a"]], "f1", grpc.StatusCode.INVALID_ARGUMENT),
+        ([[b"%d" % name for name in range((1 << 16) + 1)]], "f1", grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        asked = engine_pb2.CacheKvRequest(
+            formation_id=formation,
+            source=source,
+            chains=[engine_pb2.KvChain(names=names) for names in chains],
+            limit_s=60,
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await worker.stub.CacheKv(asked, timeout=60)
+        assert refused.value.code() is code
+
+
 async def test_a_survivor_goes_on_with_what_it_kept_itself(rig: Rig) -> None:
     """Its process has the blocks, and another formation by now."""
     gone, stays, comes = [await rig.worker(step_s=0.004) for _ in range(3)]
@@ -206,6 +260,44 @@ async def test_whoever_kept_nothing_is_gone_or_is_another_costs_time_and_no_id(r
         assert ids == expected_ids(PROMPT, TOKENS)[: len(ids)]
         stream.call.cancel()
     assert (await _stats(new)).filled_kv_blocks == 0
+
+
+async def test_blocks_of_a_stage_that_does_not_answer_are_given_back_when_it_writes_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_calls, "ANSWER_S", 0.2)
+    old, first = await rig.worker(step_s=0.004), await rig.worker(kv_fetch_s=1.0, kv_blocks=32)
+    last = await rig.worker(kv_blocks=32)
+    await rig.form([old], [], "f1")
+    await rig.form([first, last], [3], "f2", 32)
+    asked, source = request("g", PROMPT, TOKENS), source_of([old], [], "f1")
+    held = await drained([old], asked, "f1", 20)
+    assert last.engine is not None
+    fetch, goes_on, late = last.engine.kv.fetch, asyncio.Event(), list[asyncio.Task[object]]()
+
+    async def late_fetch(*asked: object) -> object:
+        async def behind() -> object:
+            await goes_on.wait()
+            return await fetch(*asked)  # type: ignore[arg-type]
+
+        late.append(asyncio.create_task(behind()))
+        return await asyncio.shield(late[-1])
+
+    monkeypatch.setattr(last.engine.kv, "fetch", late_fetch)
+    stream = await resumed(first, asked, "f2", held, source)
+    assert held + stream.ids[0] == expected_ids(PROMPT, TOKENS)
+    assert first.engine is not None
+    scheduler = first.engine.head.scheduler
+    assert scheduler is not None
+    await until(lambda: not scheduler.used_blocks)
+    other = generate(first, request("h", PROMPT[::-1], LONG), "f2")  # in nearly all blocks
+    await other.until(lambda s: len(s.ids.get(0, ())) >= 20)
+    goes_on.set()
+    (behind,) = late
+    with pytest.raises(Superseded):
+        await behind
+    await other.end()
+    assert other.ids[0] == expected_ids(PROMPT[::-1], LONG)
 
 
 async def test_what_is_to_be_replayed_is_not_kept(rig: Rig) -> None:
@@ -254,3 +346,34 @@ async def test_blocks_are_read_by_the_formation_and_layout_that_they_are_of(rig:
         with pytest.raises(grpc.aio.AioRpcError, match=field) as refused:
             await read(**changes)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+READ = [5 + 7 * i % 500 for i in range(300)]
+
+
+async def test_blocks_follow_to_where_a_prompt_is_handed_on_while_it_is_read(rig: Rig) -> None:
+    """They lie in the caches of what decodes by then, and only the last ones are fetched."""
+    old = [await rig.worker(step_s=0.1, token_budget=16, max_sequences=4), await rig.worker()]
+    new = [await rig.worker(), await rig.worker()]
+    await rig.form(old, [2], "f1")
+    await rig.form(new, [4], "f2")
+    asked, source = request("g", READ, TOKENS), source_of(old, [2], "f1")
+    stream = generate(old[0], asked, "f1", hand_on=True)
+    await stream.until(lambda s: bool(s.frames))
+    heir = heir_of(new, [4], "g")
+    heir.formation_id = "f2"
+    follows = engine_pb2.CopyKvRequest(
+        formation_id="f1", source=source, heirs=[heir], limit_s=60.0, follows=True
+    )
+    answer = await old[0].stub.CopyKv(follows, timeout=120)
+    assert answer.rounds > 1, "it goes on while the prompt is read, and ends with that"
+    await stream.end()
+    assert stream.closed == engine_pb2.CLOSE_REASON_HANDED_ON
+    held = stream.ids[0]
+    assert len(held) == 1
+    full = len(READ) // 16
+    assert full // 3 <= answer.cached <= full
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [answer.cached] * 2
+    stream = await resumed(new[0], asked, "f2", held, source)
+    assert held + stream.ids[0] == expected_ids(READ, TOKENS)
+    assert [(await _stats(one)).filled_kv_blocks for one in new] == [full] * 2

@@ -185,8 +185,9 @@ class Mesh:
             for stage in stages
         )
 
-    async def form(self, formation: FormPipeline) -> None:
+    async def form(self, formation: FormPipeline) -> int:
         self.formed.append(formation.formation_id)
+        return 0
 
     async def dissolve(self, formation_id: str, member: Member) -> None:
         self.dissolving.set()
@@ -242,6 +243,7 @@ class Set:
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),
             journaled=self.journaled,
+            promise_onward=lambda _: None,
             heads_changed=Signal(),
             clock=clock,
         )

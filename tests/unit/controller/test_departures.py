@@ -9,19 +9,22 @@ from services.common.errors import Unavailable
 from services.common.exchange import KvMember, KvSource, Route
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member
-from services.controller.core.cluster.actions import CopyAhead
+from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.move import Rates, Stream
 from services.controller.core.ledger.outcomes import ServingHead
 from services.controller.departures import Departures, Journaled
 from services.controller.engines import Heir, WentAhead
 from services.controller.event_log import EventLog
-from services.controller.kv_sources import Handover
+from services.controller.kv_sources import Handover, KvSources
 from tests.unit.controller.small_runtime import Disk
 
 NOTHING_SEEN = Rates()
 SHORT = Stream("short", 100, (10,), 12, 1000.0)
 LONG = Stream("long", 100, (10,), 10_000, 1000.0)
+
+
+MEMBERS = (Member("n", "i-f", "a:1", LayerRange(0, 4)),)
 
 
 class Head:
@@ -30,14 +33,25 @@ class Head:
     def __init__(self, streams: list[Stream], fails: bool = False) -> None:
         self.streams = streams
         self.fails = fails
+        self.over = False
         self.drains: list[tuple[str, ...]] = []
+        self.kept: list[tuple[bool, tuple[str, ...]]] = []
         self.copied: list[tuple[str, tuple[Heir, ...], float]] = []
         self.now_s = 0.0
 
-    async def drain(self, formation_id: str, head: Any, *, running: Collection[str] = ()) -> int:
+    async def drain(
+        self,
+        formation_id: str,
+        head: Any,
+        *,
+        keep_kv: bool = False,
+        replayed: Collection[str] = (),
+        running: Collection[str] = (),
+    ) -> int:
         if self.fails:
             raise Unavailable("away")
         self.drains.append(tuple(sorted(running)))
+        self.kept.append((keep_kv, tuple(sorted(replayed))))
         self.streams = [one for one in self.streams if one.generation_id in running]
         return 1
 
@@ -45,7 +59,7 @@ class Head:
         self, source: KvSource, head: Any, heirs: Sequence[Heir], limit_s: float
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
-        return WentAhead(2, 30, 4000, 0.25)
+        return WentAhead(2, 30, 20, 4000, 0.25, self.over)
 
     def seen(self, _: str) -> list[Stream]:
         self.now_s += 0.2
@@ -62,7 +76,7 @@ class Cluster:
         self.view = self
 
     def runs_at(self, formation_id: str) -> Any:
-        return type("RunsAt", (), {"pipeline_id": "p", "model": "m"})
+        return type("RunsAt", (), {"pipeline_id": "p", "model": "m", "kv_block_bytes": 100})
 
     def members(self, formation_id: str) -> tuple[Member, ...]:
         return (Member("n", f"i-{formation_id}", "a:1", LayerRange(0, 4)),)
@@ -87,7 +101,9 @@ def departures(
     )
     engines: Any = head
     core: Any = cluster
-    return Departures(core, engines, journaled, events, handover=handover, clock=lambda: head.now_s)
+    clock = lambda: head.now_s  # noqa: E731
+    kv = KvSources(handover, 5.0, clock, lambda _: ())
+    return Departures(core, engines, journaled, events, kv=kv, block_positions=16, clock=clock)
 
 
 async def chosen(events: EventLog) -> list[tuple[str, str, str]]:
@@ -101,7 +117,7 @@ async def chosen(events: EventLog) -> list[tuple[str, str, str]]:
 async def test_some_end_where_they_are_and_the_others_leave_at_the_end() -> None:
     disk: Any = Disk()
     events, cluster, head = EventLog(disk, lambda: 0.0, 100), Cluster(), Head([SHORT, LONG])
-    action: Any = type("Depart", (), {"formation_id": "f", "head": None, "until_s": 0.5})
+    action = DepartFormation("f", MEMBERS, 0.5)
     await departures(head, cluster, events).leave(action)
     assert head.drains == [("long", "short"), ("long",), ()]
     assert cluster.departed_from == ["f"]
@@ -115,7 +131,7 @@ async def test_a_head_that_does_not_answer_is_given_up() -> None:
     disk: Any = Disk()
     events, cluster = EventLog(disk, lambda: 0.0, 100), Cluster()
     head = Head([LONG], fails=True)
-    action: Any = type("Depart", (), {"formation_id": "f", "head": None, "until_s": 1000.0})
+    action = DepartFormation("f", MEMBERS, 1000.0)
     await departures(head, cluster, events).leave(action)
     assert cluster.departed_from == ["f"]
 
@@ -147,6 +163,11 @@ async def test_each_leaves_as_its_reader_waits_least() -> None:
     ]
 
 
+def other(formation: str) -> ServingHead:
+    route = Route("p2", formation, f"i-{formation}", "a:1", 1.0, ModelRef("m", "d"), 1000)
+    return ServingHead(route, True)
+
+
 def follower(formation: str) -> KvMember:
     return KvMember("a:1", f"i-{formation}", LayerRange(0, 4))
 
@@ -154,24 +175,61 @@ def follower(formation: str) -> KvMember:
 async def test_blocks_go_ahead_to_the_head_that_was_promised_or_to_what_follows() -> None:
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG, FEW])
-    members = (Member("n", "i-f", "a:1", LayerRange(0, 4)),)
     followers = (Member("n", "i-next", "a:1", LayerRange(0, 4)),)
-    other = ServingHead(Route("p2", "f2", "i-f2", "a:1", 1.0, ModelRef("m", "d"), 1000), True)
-    leaving = departures(head, Cluster(), events, "kv", promised={"few": other})
-    await leaving.copy_ahead(CopyAhead("f", members, followers, 3.0))
+    leaving = departures(head, Cluster(), events, "kv", promised={"few": other("f2")})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, followers, 3.0))
     ((formation, heirs, limit_s),) = head.copied
     assert (formation, limit_s) == ("f", 3.0)
     assert set(heirs) == {
-        Heir((follower("f2"),), frozenset({"few"})),
+        Heir((follower("f2"),), frozenset({"few"}), "f2"),
         Heir((follower("next"),), frozenset({"long"})),
     }
     (told,) = [e async for e in events.follow(1, wait=False) if e.kind == "blocks_went_ahead"]
-    assert told.attributes == {"rounds": "2", "blocks": "30", "bytes": "4000", "took_s": "0.250"}
+    assert told.attributes == {
+        "rounds": "2",
+        "blocks": "30",
+        "cached": "20",
+        "bytes": "4000",
+        "took_s": "0.250",
+    }
 
 
 async def test_nothing_goes_ahead_of_what_is_read_again() -> None:
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([FEW])
     leaving = departures(head, Cluster(), events, "auto", SLOW)
-    await leaving.copy_ahead(CopyAhead("f", (), (), 3.0))
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
     assert head.copied == []
+
+
+async def test_what_departs_has_its_blocks_go_ahead_and_is_sealed_when_they_are_over() -> None:
+    """What its limit ends first stays; only the pushed one's blocks are kept, and may be had."""
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([SHORT, LONG])
+    head.over = True
+    slow = Rates(replay_positions_per_s=100.0)
+    leaving = departures(head, Cluster(), events, "kv", slow, {"long": other("f2")})
+    await leaving.leave(DepartFormation("f", MEMBERS, 5.0))
+    ((formation, heirs, _),) = head.copied
+    assert (formation, heirs) == ("f", (Heir((follower("f2"),), frozenset({"long"}), "f2"),))
+    assert head.drains[0] == ("long", "short")
+    assert head.drains[-1] == ()
+    assert head.kept[-1] == (True, ("short",))
+    assert leaving._kv.of("f", "long", False) is not None
+    assert leaving._kv.of("f", "short", False) is None
+    assert await chosen(events) == [
+        ("long", "push", "its cache travels faster than it is computed"),
+        ("short", "finish", "its limit comes first"),
+    ]
+    told = [e async for e in events.follow(1, wait=False) if e.generation_id == "long"]
+    assert told[0].attributes["bytes"] == "600"
+
+
+async def test_one_whose_blocks_nobody_takes_is_replayed() -> None:
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
+    leaving = departures(head, Cluster(), events, "kv", Rates(replay_positions_per_s=100.0))
+    await leaving.leave(DepartFormation("f", MEMBERS, 3.0))
+    assert head.copied == []
+    assert [choice for _, choice, _ in await chosen(events)] == ["push", "replay"]
+    assert head.kept[-1] == (False, ("long",))

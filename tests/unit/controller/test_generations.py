@@ -23,7 +23,7 @@ from services.common.exchange import (
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt, ServingHead
-from services.controller.core.ledger.records import Forgotten, IdsAppended, Kept
+from services.controller.core.ledger.records import Forgotten, HeadBound, IdsAppended, Kept
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.journal.journal import Item, JournalRoom, Outlived, Recovered
@@ -74,7 +74,8 @@ class Store:
 def make(
     store: Store,
     heads: Sequence[ServingHead] = (),
-    kv_source: Callable[[str, bool], KvSource | None] = lambda formation_id, handed_on: None,
+    kv_source: Callable[[str, str, bool], KvSource | None] = lambda left, name, handed_on: None,
+    began: Callable[[HeadBound], object] = lambda bound: None,
 ) -> LedgerRuntime:
     journal: Any = store
     return LedgerRuntime(
@@ -86,6 +87,7 @@ def make(
         kv_source=kv_source,
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
+        began=began,
         heads_changed=Signal(),
         clock=lambda: 0.0,
     )
@@ -120,15 +122,15 @@ async def test_what_was_asked_for_by_who_is_gone_can_be_claimed_by_a_retry() -> 
 
 
 async def test_a_grant_says_where_blocks_are_of_the_formation_that_was_left() -> None:
-    """Not to who goes on where it was, nor to who asks again behind it."""
+    """To who asks again behind it, too: the first answer may not have come."""
     heads = [
         ServingHead(Route("p", name, f"i-{name}", "a:1", 1.0, REQUEST.model, 100), name == "f2")
         for name in ("f", "f2")
     ]
-    asked: list[tuple[str, bool]] = []
+    asked: list[tuple[str, str, bool]] = []
 
-    def kept(formation_id: str, handed_on: bool) -> KvSource | None:
-        asked.append((formation_id, handed_on))
+    def kept(formation_id: str, generation_id: str, handed_on: bool) -> KvSource | None:
+        asked.append((formation_id, generation_id, handed_on))
         return KvSource(formation_id, ())
 
     generations = make(Store(), heads, kept)
@@ -137,8 +139,8 @@ async def test_a_grant_says_where_blocks_are_of_the_formation_that_was_left() ->
     grant = await generations.resume(question, 60.0)
     assert (grant.epoch, grant.kv_source) == (2, KvSource("f", ()))
     again = await generations.resume(question, 60.0)
-    assert (again.epoch, again.head, again.kv_source) == (2, grant.head, None)
-    assert asked == [("f", False)]
+    assert (again.epoch, again.head, again.kv_source) == (2, grant.head, grant.kv_source)
+    assert asked == [("f", "g", False)] * 2
 
 
 async def test_what_left_memory_is_read_from_the_journal_until_it_is_deleted() -> None:
@@ -244,3 +246,11 @@ async def test_a_journal_that_does_not_answer_is_refused_for_and_read_again() ->
     assert recovering is not None
     await recovering
     assert store.recoveries == 1
+
+
+async def test_whoever_wants_to_know_is_told_once_of_each_generation_that_begins() -> None:
+    began: list[str] = []
+    generations = make(Store(), began=lambda bound: began.append(bound.generation_id))
+    await generations.checkpoint([said()])
+    await generations.checkpoint([said(5)])
+    assert began == ["g"]

@@ -80,7 +80,7 @@ def generations_over(journal: SqliteJournal) -> _Timed:
         coming=lambda: (),
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
-        kv_source=lambda formation_id, handed_on: None,
+        kv_source=lambda left, name, handed_on: None,
         heads_changed=Signal(),
         clock=lambda: made.now_s,
     )

@@ -33,7 +33,7 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
     assert sources.travels
     sources.drains("f", MEMBERS)
     clock.now_s += 60
-    source = sources.of("f", False)
+    source = sources.of("f", "a", False)
     assert source is not None
     assert source.formation_id == "f"
     assert source.members == (
@@ -42,17 +42,17 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
     )
     sources.drained("f", sealed=True)
     clock.now_s += 4.9
-    assert sources.of("f", False) == source
-    assert sources.of("g", True) is None
+    assert sources.of("f", "a", False) == source
+    assert sources.of("g", "a", True) is None
     clock.now_s += 0.1
-    assert sources.of("f", False) is None
+    assert sources.of("f", "a", False) is None
 
 
 def test_of_a_drain_that_failed_nothing_is_told() -> None:
     sources = KvSources("kv", 5.0, Clock(), nobody)
     sources.drains("f", MEMBERS)
     sources.drained("f", sealed=False)
-    assert sources.of("f", False) is None
+    assert sources.of("f", "a", False) is None
 
 
 def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
@@ -60,7 +60,7 @@ def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
     assert not sources.travels
     sources.drains("f", MEMBERS)
     sources.drained("f", sealed=True)
-    assert sources.of("f", False) is None
+    assert sources.of("f", "a", False) is None
 
 
 async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
@@ -74,16 +74,44 @@ async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
     assert not over.done()
     sources.drained("f", sealed=True)
     await asyncio.wait_for(over, 60)
-    assert sources.of("f", False) is None
+    assert sources.of("f", "a", False) is None
 
 
 def test_what_is_handed_on_has_its_blocks_where_it_began_for_as_long_as_that_lives() -> None:
     """Whatever becomes of generations in other hand-overs."""
     living = {"f": MEMBERS}
     sources = KvSources("replay", 5.0, Clock(), lambda name: living.get(name, ()))
-    source = sources.of("f", True)
+    source = sources.of("f", "a", True)
     assert source is not None
     assert [member.incarnation for member in source.members] == ["i0", "i1"]
-    assert sources.of("f", False) is None
+    assert sources.of("f", "a", False) is None
     del living["f"]
-    assert sources.of("f", True) is None
+    assert sources.of("f", "a", True) is None
+
+
+def test_of_a_formation_that_is_left_one_by_one_those_have_blocks_that_were_pushed() -> None:
+    clock = Clock()
+    sources = KvSources("auto", 5.0, clock, nobody)
+    sources.departs("f", MEMBERS)
+    assert sources.of("f", "runs on", False) is None
+    sources.seals("f", {"pushed"}, {"replayed"})
+    assert sources.of("f", "pushed", False) is not None
+    assert sources.of("f", "replayed", False) is None
+    sources.drains("f", MEMBERS, {"too short"})
+    told = {name: sources.of("f", name, False) is not None for name in ("runs on", "replayed")}
+    assert told == {"runs on": True, "replayed": False}
+    assert sources.of("f", "too short", False) is None
+
+
+async def test_a_node_whose_formation_was_lost_while_it_was_left_may_end() -> None:
+    clock = Clock()
+    sources = KvSources("auto", 5.0, clock, nobody)
+    sources.departs("f", MEMBERS)
+    sources.seals("f", {"a"}, ())
+    sources.dissolved("f")
+    clock.now_s += 4.9
+    assert sources.of("f", "a", False) is not None
+    clock.now_s += 0.1
+    await asyncio.wait_for(sources.over("n0"), 60)
+    sources.dissolved("another")
+    assert sources.of("f", "a", False) is None

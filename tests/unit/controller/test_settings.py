@@ -183,6 +183,7 @@ def test_the_example_of_a_market_is_one_for_the_nodes_there_are() -> None:
 def test_given_stages_need_a_node_each_and_no_planner_of_its_own_degrees() -> None:
     settings = ControllerSettings(stages="0-1:tp1,2-5:tp2", node_speeds="3:2,3:2")
     assert [stage.tp_degree for stage in settings.planned_stages] == [1, 2]
+    assert {shape.device_count for shape in settings.initial_nodes} == {2}
     assert not settings.succession.automatic
     assert ControllerSettings().planned_stages == ()
     assert ControllerSettings().succession.automatic

@@ -90,14 +90,20 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(self, formation: Any, blocks: Any, *, last: bool) -> bool:
+    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
         raise AssertionError("nothing was to be kept")
 
     async def store(self, *asked: Any) -> int | None:
         raise AssertionError("nothing was to go ahead")
 
+    async def cache(self, *asked: Any) -> list[int]:
+        raise AssertionError("nothing was to go ahead")
+
     async def fetch(self, formation: Any, fetch: Any) -> int | None:
         raise AssertionError("nothing was to be fetched")
+
+    async def end(self, formation: Any, number: int) -> bool:
+        raise AssertionError("there was nothing to end")
 
 
 @pytest.fixture

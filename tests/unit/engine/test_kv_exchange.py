@@ -43,10 +43,10 @@ class Place:
     def kv_layout(self) -> KvLayout:
         return self.backend.kv_layout
 
-    async def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+    async def export_blocks(self, number: int, blocks: Sequence[int]) -> list[bytes]:
         return self.backend.export_blocks(blocks)
 
-    async def import_blocks(self, blocks: Sequence[int], data: Sequence[Any]) -> None:
+    async def import_blocks(self, number: int, blocks: Sequence[int], data: Sequence[Any]) -> None:
         self.backend.import_blocks(blocks, data)
 
 
@@ -76,7 +76,7 @@ async def kept(limits: KvLimits = LIMITS) -> KvExchange:
         place = stage()
         compute(place, text)
         blocks = list(zip(names, TABLE, strict=False))
-        assert await exchange.keep(place, blocks, last=True) == BLOCKS  # type: ignore[arg-type]
+        assert await exchange.keep(place, 1, blocks, last=True) == BLOCKS  # type: ignore[arg-type]
     return exchange
 
 
@@ -196,7 +196,7 @@ async def test_a_lying_peer_costs_blocks_and_never_an_id() -> None:
             place = stage(layers)
             exchange = KvExchange("new", limits, liar.read, time.monotonic)
             blocks = list(zip(NAMES[0], TABLE, strict=False))
-            came = await exchange.fetch(place, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+            came = await exchange.fetch(place, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
             filled[came.blocks] += 1
             truth = stage(layers)
             hidden = text if layers.start == 0 else [_before(token, layers.start) for token in text]
@@ -243,8 +243,8 @@ async def test_what_is_not_there_yet_is_waited_for_and_no_longer_than_is_said() 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0)
     blocks = list(zip(NAMES[0], TABLE, strict=False))
-    await exchange.keep(place, blocks[:3], last=False)  # type: ignore[arg-type]
-    await exchange.keep(place, blocks[3:], last=True)  # type: ignore[arg-type]
+    await exchange.keep(place, 1, blocks[:3], last=False)  # type: ignore[arg-type]
+    await exchange.keep(place, 1, blocks[3:], last=True)  # type: ignore[arg-type]
     assert await reading == NAMES[0]
     wanted = replace(wanted, names=[b"never"], wait_s=0.0)
     assert await read() == []
@@ -256,7 +256,7 @@ async def test_what_has_no_room_is_not_kept_and_comes_last() -> None:
     size = place.kv_layout.size_bytes(place.layers)
     exchange = KvExchange("old", KvLimits(shelf_bytes=2 * size), nobody, time.monotonic)
     blocks = list(zip(NAMES[0], TABLE, strict=False))
-    assert await exchange.keep(place, blocks, last=True) == 2  # type: ignore[arg-type]
+    assert await exchange.keep(place, 1, blocks, last=True) == 2  # type: ignore[arg-type]
     assert exchange.shelf.used_bytes == 2 * size
 
 
@@ -274,7 +274,7 @@ async def test_a_fetch_holds_no_more_than_its_window_at_a_time() -> None:
     limits = KvLimits(flows=1, window_bytes=3 * place.kv_layout.size_bytes(place.layers))
     exchange = KvExchange("new", limits, read, time.monotonic)
     blocks = list(zip(NAMES[0], TABLE, strict=False))
-    came = await exchange.fetch(place, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+    came = await exchange.fetch(place, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
     size = place.kv_layout.size_bytes(place.layers)
     assert (came.blocks, came.fetched_bytes) == (BLOCKS, BLOCKS * size)
     assert windows == [NAMES[0][:3], NAMES[0][3:]]
@@ -302,5 +302,5 @@ async def test_a_stage_whose_layers_differ_keeps_and_fetches_nothing() -> None:
     place: Any = Uneven(stage().backend)
     exchange = KvExchange("old", LIMITS, nobody, time.monotonic)
     blocks = list(zip(NAMES[0], TABLE, strict=False))
-    assert await exchange.keep(place, blocks, last=True) == 0
-    assert (await exchange.fetch(place, SOURCE, blocks, 60.0)).blocks == 0
+    assert await exchange.keep(place, 1, blocks, last=True) == 0
+    assert (await exchange.fetch(place, 1, SOURCE, blocks, 60.0)).blocks == 0

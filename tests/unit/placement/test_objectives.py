@@ -124,10 +124,13 @@ def test_spreading_carries_more_of_a_rate_than_one_pool():
             self.stages = (type("S", (), {"node": CandidateNode(pool, kind)})(),)
 
     same, apart = [Fake("a"), Fake("a")], [Fake("a"), Fake("b")]
-    rates = [10.0, 10.0]
-    assert goodput_rps(apart, rates, down, 10.0) == pytest.approx(10 * (1 - 0.04))
-    assert goodput_rps(same, rates, down, 10.0) == pytest.approx(10 * 0.8)
-    assert goodput_rps(same, rates, down) == pytest.approx(goodput_rps(apart, rates, down))
+
+    def each_ten(places):
+        return 10.0 * len(places)
+
+    assert goodput_rps(apart, each_ten, down, 10.0) == pytest.approx(10 * (1 - 0.04))
+    assert goodput_rps(same, each_ten, down, 10.0) == pytest.approx(10 * 0.8)
+    assert goodput_rps(same, each_ten, down) == pytest.approx(goodput_rps(apart, each_ten, down))
 
 
 def test_outages_share_all_the_time():

@@ -188,6 +188,8 @@ class CopyAhead:
     followers: tuple[Member, ...]
     """Who will form what follows it, with the layers that each will have."""
     limit_s: float
+    waited_for: bool = False
+    """Its readers wait for them, whoever serves meanwhile."""
 
     @property
     def head(self) -> Member:
@@ -200,8 +202,13 @@ class DepartFormation:
     until it is told DrainFormation. Answer with departed once nothing runs there any more."""
 
     formation_id: str
-    head: Member
+    members: tuple[Member, ...]
+    """Head first."""
     until_s: float
+
+    @property
+    def head(self) -> Member:
+        return self.members[0]
 
 
 @dataclass(frozen=True, slots=True)

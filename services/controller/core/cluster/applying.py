@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.common.errors import InvalidArgument
-from services.controller.core.cluster.backends import KnownBackends, with_backend
-from services.controller.core.cluster.degrees import check_degree
+from services.controller.core.cluster.backends import KnownShapes, with_backend
+from services.controller.core.cluster.degrees import check_degree, check_devices
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Deployment, Plan
 from services.controller.core.cluster.plan_json import plan_from_json
@@ -15,7 +15,7 @@ from services.controller.core.cluster.why import Why
 
 
 def operators_plan(
-    text: str, number: int, goals: Goals, backends: KnownBackends, source: str = ""
+    text: str, number: int, goals: Goals, known: KnownShapes, source: str = ""
 ) -> Plan:
     """The plan of a JSON text from this file, with this number and cause whatever the text says,
     for every model that is deployed. A deployment without a digest is of the version that is
@@ -25,7 +25,7 @@ def operators_plan(
     deployments = enumerate(plan.deployments)
     plan = replace(
         plan,
-        deployments=tuple(_checked(one, goals, backends, index) for index, one in deployments),
+        deployments=tuple(_checked(one, goals, known, index) for index, one in deployments),
         why=Why(
             reasons=(f"applied by an operator from {source or 'a text'}, nothing was compared",),
             causes=(Cause.OPERATOR.value,),
@@ -39,9 +39,7 @@ def operators_plan(
     return plan
 
 
-def _checked(
-    deployment: Deployment, goals: Goals, backends: KnownBackends, index: int
-) -> Deployment:
+def _checked(deployment: Deployment, goals: Goals, known: KnownShapes, index: int) -> Deployment:
     where = f"deployments[{index}]"
     model, goal = deployment.model, goals.find(deployment.model.model_id)
     if goal is None:
@@ -61,7 +59,11 @@ def _checked(
                 f"the model has {layer_count} layers, not {layers}",
                 field=f"{field}.stages",
             )
+        pipeline = with_backend(pipeline, goal.facts, known, field)
         for place, stage in enumerate(pipeline.stages):
-            check_degree(goal.facts, stage.tp_degree, f"{field}.stages[{place}].tp_degree")
-        pipelines.append(with_backend(pipeline, goal.facts, backends, field))
+            degree, at = stage.tp_degree, f"{field}.stages[{place}].tp_degree"
+            check_degree(goal.facts, degree, at)
+            whose = stage.node_id or stage.offer_id or "the largest node"
+            check_devices(degree, known.devices_of(stage), whose, at)
+        pipelines.append(pipeline)
     return replace(deployment, model=served, pipelines=tuple(pipelines))

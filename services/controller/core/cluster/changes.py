@@ -8,7 +8,9 @@ load; what nothing follows goes last.
 
 from __future__ import annotations
 
+from services.common.nodes import Member
 from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.ahead import copy_ahead, seated
 from services.controller.core.cluster.backends import agree
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import dismiss, dissolve, end, withdraw
@@ -40,9 +42,11 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
 
 
 def must_load(state: State, plan: Plan) -> list[str]:
-    """Nodes and offers that the plan has load another stage than the running one, in its order."""
+    """Nodes and offers that the plan has load another stage than the running one, in its order;
+    what waits in both for a node that is gone loads no other."""
     if state.plan is None:
         return []
+    same = _matched(state, plan)
     sit = {
         node_id: seat.stage
         for pipeline in state.wanted()
@@ -52,6 +56,7 @@ def must_load(state: State, plan: Plan) -> list[str]:
     return [
         stage.node_id or stage.offer_id
         for deployment, pipeline in plan.pipelines()
+        if pipeline.pipeline_id not in same
         for stage in pipeline.stages
         if sit.get(stage.node_id) != HeldStage(deployment.model, stage.layers, stage.tp_degree)
     ]
@@ -60,16 +65,7 @@ def must_load(state: State, plan: Plan) -> list[str]:
 def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
     """The plan with names that mean one thing: what runs already has the name it runs by, and
     nothing else has a name that is in use. And which names those are."""
-    free = dict(state.pipelines)
-    names: dict[str, str] = {}
-    for deployment, planned in plan.pipelines():
-        rather = free.get(planned.pipeline_id)
-        candidates = ([rather] if rather is not None else []) + list(free.values())
-        for running in candidates:
-            if _equal(state, plan, deployment, planned, running):
-                names[planned.pipeline_id] = running.pipeline_id
-                del free[running.pipeline_id]
-                break
+    names = _matched(state, plan)
     kept = set(names.values())
     taken = kept | set(state.pipelines)
     for _, planned in plan.pipelines():
@@ -80,6 +76,21 @@ def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
             names[planned.pipeline_id] = name
             taken.add(name)
     return plan.renamed(names), kept
+
+
+def _matched(state: State, plan: Plan) -> dict[str, str]:
+    """Of pipelines of the plan that run already, what they run by."""
+    free = dict(state.pipelines)
+    names: dict[str, str] = {}
+    for deployment, planned in plan.pipelines():
+        rather = free.get(planned.pipeline_id)
+        candidates = ([rather] if rather is not None else []) + list(free.values())
+        for running in candidates:
+            if _equal(state, plan, deployment, planned, running):
+                names[planned.pipeline_id] = running.pipeline_id
+                del free[running.pipeline_id]
+                break
+    return names
 
 
 def _equal(
@@ -206,21 +217,21 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         done = [
             one for one in retiring if not one.departing and _is_done(state, settings, one, now_s)
         ]
-        return _next(state, done[0], now_s) if done else []
+        return _next(state, settings, done[0], None, now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []
     waiting = [(in_the_way(state, settings, p), p) for p in lacking if p.formation is None]
     next_to_go = [
-        other
+        (other, pipeline)
         for others, pipeline in sorted(waiting, key=lambda one: len(one[0]))
         if _has_what_it_needs(state, settings, pipeline)
         for other in others
         if _is_done(state, settings, other, now_s)
     ]
     for last_resort in (False, True):
-        for other in next_to_go:
+        for other, pipeline in next_to_go:
             if _can_be_spared(state, settings, other, last_resort=last_resort):
-                return _next(state, other, now_s)
+                return _next(state, settings, other, pipeline, now_s)
     return []
 
 
@@ -231,18 +242,38 @@ def switches(state: State, settings: ClusterSettings, now_s: float) -> bool:
     return any(_is_about_to_serve(state, pipeline) for pipeline in state.lacking())
 
 
-def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:
-    """It forms, or does as soon as what is drained has ended; it has not failed to."""
+def _is_about_to_serve(state: State, pipeline: Pipeline, behind: Pipeline | None = None) -> bool:
+    """It forms, or does as soon as what is drained has ended, and the one `behind` which it would
+    come; it has not failed to."""
     if pipeline.formation is not None:
         return pipeline.formation.forming
     if pipeline.forms.failures or not _is_prepared(state, pipeline):
         return False
     if any(waits_for_money(seat) for seat in pipeline.seats):
         return False
-    return all(other.drains for other in blockers(state, pipeline))
+    return all(other is behind or other.drains for other in blockers(state, pipeline))
 
 
-def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+def _next(
+    state: State,
+    settings: ClusterSettings,
+    pipeline: Pipeline,
+    follower: Pipeline | None,
+    now_s: float,
+) -> list[Action]:
+    """It is drained, behind its blocks where these go ahead: to the one that waits for its nodes
+    and serves as soon as it has them, for then its readers wait for that one."""
+    followers: tuple[Member, ...] = ()
+    waited_for = (
+        follower is not None
+        and follower.model == pipeline.model
+        and _is_about_to_serve(state, follower, behind=pipeline)
+    )
+    if follower is not None and waited_for:
+        followers = seated(state, follower, [seat.node_id for seat in follower.seats])
+    copies = copy_ahead(state, settings, pipeline, followers, now_s, waited_for=waited_for)
+    if copies is not None:
+        return copies
     state.switched_s = now_s
     pipeline.be_ready_to_hand_over()
     return hand_over(state, pipeline, now_s)

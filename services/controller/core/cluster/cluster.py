@@ -283,11 +283,12 @@ class Cluster:
         stage = HeldStage(asked.model, asked.layers, asked.tp_degree)
         return node if node.loading == stage else None
 
-    def formed(self, formation_id: str, now_s: float) -> None:
-        """All members stand."""
+    def formed(self, formation_id: str, now_s: float, kv_block_bytes: int = 0) -> None:
+        """All members stand. A full KV block of all layers has so many bytes; 0: they go
+        nowhere."""
         pipeline = self._forming(formation_id)
         if pipeline is not None:
-            down_s = self._state.stand(pipeline, now_s)
+            down_s = self._state.stand(pipeline, now_s, kv_block_bytes)
             attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
             self._happen([LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)])
 

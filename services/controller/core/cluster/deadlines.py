@@ -12,12 +12,7 @@ from services.controller.core.cluster.actions import Action, ShunOffer, Terminat
 from services.controller.core.cluster.losses import forgive, lose
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.notices import (
-    begin_departure,
-    hand_over,
-    lapse,
-    must_part,
-)
+from services.controller.core.cluster.notices import begin_departure, lapse, part
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 
@@ -39,10 +34,10 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
         elif _lapses(settings, node, now_s):
             actions += lapse(state, node)
     for pipeline in state.restless():
-        if pipeline.is_ready and must_part(state, settings, pipeline, now_s):
-            actions += hand_over(state, pipeline, now_s)
-        elif pipeline.is_ready:
-            actions += begin_departure(state, settings, pipeline)
+        if not pipeline.is_ready:
+            continue
+        parts = part(state, settings, pipeline, now_s)
+        actions += begin_departure(state, settings, pipeline) if parts is None else parts
     for _, seat in state.lacking_seats():
         forgive(state, settings, seat, now_s)
     return actions

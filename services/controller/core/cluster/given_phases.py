@@ -1,5 +1,5 @@
-"""A plan whose pipelines have the phases that the settings give, or had before, and hand on at the
-rates that placement names."""
+"""A plan whose pipelines have the phases that the settings give, or had before, or that suit the
+workload better, and hand on at the rates that placement names."""
 
 from __future__ import annotations
 
@@ -52,6 +52,48 @@ def handing_on(deployment: Deployment, flows: Iterable[tuple[int, int, float]]) 
             replace(pipeline, onward=tuple(onward.get(place, ())))
             for place, pipeline in enumerate(pipelines)
         ),
+    )
+
+
+def weighed_by_flows(deployment: Deployment, tokens_per_request: float) -> Deployment:
+    """Prefill pipelines take requests as they hand them on: what others can go on with is less,
+    perhaps, than they could read."""
+    return replace(
+        deployment,
+        pipelines=tuple(
+            replace(
+                one, weight_tokens_per_s=tokens_per_request * sum(rate for _, rate in one.onward)
+            )
+            if one.phase is PipelinePhase.PREFILL
+            else one
+            for one in deployment.pipelines
+        ),
+    )
+
+
+def with_phases_of(plan: Plan, made: Plan, running: Sequence[PlannedPipeline]) -> Plan:
+    """The plan that is carried out with phases, weights and proportions of another one, made of the
+    pipelines of it that are `running`; the others stay as they are, and hand on to any."""
+    names = {_nodes_of(one): one.pipeline_id for one in running}
+    renamed = {p.pipeline_id: names[_nodes_of(p)] for _, p in made.pipelines()}
+    told = {p.pipeline_id: p for _, p in made.renamed(renamed).pipelines()}
+
+    def phased(pipeline: PlannedPipeline) -> PlannedPipeline:
+        now = told.get(pipeline.pipeline_id)
+        if now is None:
+            return replace(pipeline, onward=())
+        weight = now.weight_tokens_per_s
+        return replace(pipeline, phase=now.phase, weight_tokens_per_s=weight, onward=now.onward)
+
+    return Plan(
+        made.number,
+        tuple(
+            replace(one, pipelines=tuple(map(phased, one.pipelines)))
+            if one.model in made.models
+            else one
+            for one in plan.deployments
+        ),
+        made.why,
     )
 
 

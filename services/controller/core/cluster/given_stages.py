@@ -9,7 +9,7 @@ from itertools import zip_longest
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.nodes import NodeFacts, StageSpec
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.degrees import check_degree
+from services.controller.core.cluster.degrees import check_degree, check_devices
 from services.controller.core.cluster.plan import (
     Deployment,
     Plan,
@@ -24,8 +24,8 @@ from services.controller.core.model_facts import ModelFacts
 def plan_of_stages(question: AskPlan, stages: Sequence[StageSpec]) -> Plan:
     """As many pipelines as are asked for, of nodes in the order in which they are named, or as
     there are nodes for; each of nodes of one backend, which serves the model. Raises
-    InvalidArgument for stages that the model cannot have, and FailedPrecondition for too few
-    nodes."""
+    InvalidArgument for stages that the model or its node cannot have, and FailedPrecondition for
+    too few nodes."""
     (goal,) = question.goals
     check_stages(stages, goal.facts.layer_count)
     for stage in stages:
@@ -37,6 +37,9 @@ def plan_of_stages(question: AskPlan, stages: Sequence[StageSpec]) -> Plan:
             f"{_of_which(question.nodes, goal.facts)}",
             field="stages",
         )
+    for group in groups:
+        for stage, node in zip(stages, group, strict=True):
+            check_devices(stage.tp_degree, node.shape.device_count, node.node_id, "stages")
     pipelines = tuple(
         PlannedPipeline(
             f"pipeline-{place}",

@@ -79,11 +79,13 @@ class Goals:
     first: Goal
     """What the settings name; operators may have taken it out since."""
     deployed: tuple[Goal, ...]
+    _by_name: dict[str, Goal] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        names = [goal.model.model_id for goal in self.deployed]
-        if not names or len(set(names)) != len(names):
+        named = {goal.model.model_id: goal for goal in self.deployed}
+        if not named or len(named) != len(self.deployed):
             raise InvalidArgument("one model at least, each of them once", field="deployments")
+        object.__setattr__(self, "_by_name", named)
 
     @classmethod
     def of(cls, first: Goal) -> Goals:
@@ -102,12 +104,12 @@ class Goals:
 
     def find(self, model_id: str) -> Goal | None:
         """By its name."""
-        return next((goal for goal in self.deployed if goal.model.model_id == model_id), None)
+        return self._by_name.get(model_id)
 
     def have(self, model: ModelRef) -> bool:
         """This very version is to be served."""
         goal = self.find(model.model_id)
-        return goal is not None and goal.model == model
+        return goal is not None and goal.facts.digest == model.digest
 
     @property
     def models(self) -> frozenset[ModelRef]:

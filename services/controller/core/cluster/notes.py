@@ -189,6 +189,7 @@ def _pipeline(pipeline: Pipeline) -> Fields:
         "seats": [_seat(seat) for seat in pipeline.seats],
         "formation": _formation(pipeline.formation),
         "drains": pipeline.drains,
+        "departs": pipeline.departing,
         "retiring": pipeline.retiring,
     }
 
@@ -202,6 +203,7 @@ def _formation(formation: Formation | None) -> Fields | None:
         "kv_blocks": formation.kv_blocks,
         "state": formation.state,
         "numerics_class": formation.numerics_class,
+        "kv_block_bytes": formation.kv_block_bytes,
     }
 
 
@@ -249,6 +251,8 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
     if formation is not None and (item["drains"] or item["retiring"]):
         drains = HandoverState.DRAINING if item["drains"] else HandoverState.PREPARING
         pipeline.handover = Handover(formation.formation_id, state=drains)
+    if item.get("departs", False):  # once it was not told
+        pipeline.depart_again()
     pipeline.down_since_s = None if pipeline.is_ready else now_s
     return pipeline
 
@@ -315,5 +319,10 @@ def _formation_from(item: dict[str, Any] | None) -> Formation | None:
     )
     state = FormationState(item["state"])
     return Formation(
-        item["formation_id"], members, item["kv_blocks"], state, item["numerics_class"]
+        item["formation_id"],
+        members,
+        item["kv_blocks"],
+        state,
+        item["numerics_class"],
+        item.get("kv_block_bytes", 0),  # once it was not told
     )

@@ -11,6 +11,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     LogEvent,
 )
+from services.controller.core.cluster.ahead import copy_ahead
 from services.controller.core.cluster.losses import withdraw
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.pipeline import Pipeline, Seat
@@ -69,17 +70,24 @@ def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
     ]
 
 
-def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
-    """A member is about to end without a replacement, or none will come and others serve."""
+def part(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float
+) -> list[Action] | None:
+    """A member is about to end without a replacement, or none will come and others serve: the
+    pipeline is drained, in the latter case behind its blocks. None: nothing of the kind."""
+    others = False
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.departs or node.deadline_s is None:
             continue
         if now_s >= node.deadline_s - settings.seal_s:
-            return True
+            return hand_over(state, pipeline, now_s)
         if not node.taken and _others_take_over(state, settings, pipeline, seat):
-            return True
-    return False
+            others = True
+    if not others:
+        return None
+    copies = copy_ahead(state, settings, pipeline, (), now_s)
+    return hand_over(state, pipeline, now_s) if copies is None else copies
 
 
 def begin_departure(state: State, settings: ClusterSettings, pipeline: Pipeline) -> list[Action]:
@@ -98,7 +106,7 @@ def begin_departure(state: State, settings: ClusterSettings, pipeline: Pipeline)
     attributes = {"formation": formation.formation_id}
     return [
         LogEvent("departure_begun", "", pipeline.pipeline_id, attributes),
-        DepartFormation(formation.formation_id, formation.head, last_s),
+        DepartFormation(formation.formation_id, formation.members, last_s),
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
+from sys import float_info
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeShape
@@ -36,6 +37,8 @@ class Formation:
     state: FormationState = FormationState.FORMING
     numerics_class: str = ""
     """Of its members' stages; they may hold others by now."""
+    kv_block_bytes: int = 0
+    """Of a full block of all its layers, once it stands; 0: its blocks go nowhere."""
 
     @property
     def forming(self) -> bool:
@@ -45,10 +48,10 @@ class Formation:
     def head(self) -> Member:
         return self.members[0]
 
-    def stand(self) -> None:
+    def stand(self, kv_block_bytes: int) -> None:
         """All members do."""
         need(self.forming, f"{self.formation_id} stands already")
-        self.state = FormationState.READY
+        self.state, self.kv_block_bytes = FormationState.READY, kv_block_bytes
 
 
 @dataclass(slots=True)
@@ -191,7 +194,7 @@ class Pipeline(Noun):
     """When it was first found that the plan lacks it."""
     departs_s: float = inf
     """Until then its formation ends what it has, or hands it on piece by piece, and takes nothing
-    new; not noted, for it is found again."""
+    new."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -236,11 +239,11 @@ class Pipeline(Noun):
         need(not self.retiring, f"{self.pipeline_id} is retired and forms no more")
         self.formation = formation
 
-    def stand(self, now_s: float) -> float:
+    def stand(self, now_s: float, kv_block_bytes: int = 0) -> float:
         """Its formation is ready; for how long there was none."""
         need(self.formation is not None, f"{self.pipeline_id} has no formation to stand")
         if self.formation is not None:
-            self.formation.stand()
+            self.formation.stand(kv_block_bytes)
             self.touch()
         self.stalled, self.unlike = False, ""
         self.forms.succeed()
@@ -309,6 +312,11 @@ class Pipeline(Noun):
         need(self.is_ready, f"{self.pipeline_id} does not serve and has nothing to go on with")
         self.departs_s = until_s
         self.touch()
+
+    def depart_again(self) -> None:
+        """It departed before a restart: its head takes nothing new, whatever becomes of its
+        nodes. Until when, who looks at these finds anew."""
+        self.departs_s = float_info.max
 
     def drain(self, sampled: int, now_s: float) -> tuple[Formation, int]:
         """Its formation is sealed; with how many tokens sampled since preparations began."""

@@ -56,7 +56,8 @@ class Replanning:
     nodes: tuple[NodeAsked, ...]
     candidates: tuple[Candidate, ...]
     running: tuple[PlannedPipeline, ...]
-    """Those of the plan that have a node for every stage, or had until its notice."""
+    """Those of the plan that have a node for every stage, or had until its notice; where phases
+    alone may change, whose nodes are all there."""
     planned: int
     """How many pipelines the plan has."""
     improve: bool
@@ -65,6 +66,8 @@ class Replanning:
     """None where no request's look is known: placement has one of its own."""
     notice_s: float = 0.0
     """What is left of those nodes' time that will be taken away."""
+    phases_only: bool = False
+    """Pipelines stay where they are: what they may have is another phase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def question(
     """What placement is asked for one model: of the nodes that no other one has, and within what
     those leave of the limits. Spares are no capacity but for what repairs a plan. `workload` is
     what is asked of the model."""
-    view = cluster.view
+    view, stay = cluster.view, cluster.settings.strategy.weights_stay
     spares = {spare.node_id for spare in view.spares()}
     left_s = [deadline_s - now_s for deadline_s in view.deadlines_s().values()]
     others = view.seated_but_of(goal.model)
@@ -127,12 +130,17 @@ def question(
             if node.node_id not in others and not (ask.improve and node.node_id in spares)
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
-        tuple(pipeline for model, pipeline in view.running() if model == goal.model),
+        tuple(
+            pipeline
+            for model, pipeline in (view.whole() if stay else view.running())
+            if model == goal.model
+        ),
         view.planned_pipelines(goal.model),
         ask.improve,
         wishes,
         _counting(workload, goal.aim),
         max(0.0, min(left_s, default=0.0)),
+        stay,
     )
 
 

@@ -68,6 +68,9 @@ class ReplanSettings:
     counts_arrivals: bool = True
     """The objective asks for what arrives to be carried; otherwise a workload is compared with the
     planned one only where a plan was made for one."""
+    counts_lengths: bool = False
+    """What requests look like counts from the first one on, too: a plan that was made for none in
+    particular is looked at once they are known."""
     return_s: float = 10.0
     """Where nodes come by themselves, one that is gone may come back within this."""
     ask_again_s: float = 1.0
@@ -220,7 +223,7 @@ class Replanner:
 
     def _is_planned_for(self, workload: Workload) -> bool:
         if self.planned is None:
-            return not self._settings.counts_arrivals
+            return not (self._settings.counts_arrivals or self._settings.counts_lengths)
         settings = self._settings
         return workload.within(self.planned, settings.envelope, arrivals=settings.counts_arrivals)
 

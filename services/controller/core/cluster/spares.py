@@ -168,7 +168,8 @@ def suits(shape: NodeShape, seat: Seat) -> bool:
     """A node of this shape could sit there."""
     any_like = replace(seat.shape, backend=ANY_SHAPE.backend) == ANY_SHAPE
     like = agree(shape, seat.shape) and (any_like or shape.device_type == seat.shape.device_type)
-    return like and shape.memory_bytes >= seat.shape.memory_bytes
+    enough = shape.device_count >= seat.stage.tp_degree
+    return like and enough and shape.memory_bytes >= seat.shape.memory_bytes
 
 
 def price_per_hour(market: Market, node: Node) -> float | None:

@@ -240,9 +240,9 @@ class State:
             if self.is_there(member):
                 self._carry(self.nodes[member.node_id])
 
-    def stand(self, pipeline: Pipeline, now_s: float) -> float:
+    def stand(self, pipeline: Pipeline, now_s: float, kv_block_bytes: int) -> float:
         """All members of its formation do; for how long there was none."""
-        down_s = pipeline.stand(now_s)
+        down_s = pipeline.stand(now_s, kv_block_bytes)
         if pipeline.formation is not None:
             for member in pipeline.formation.members:
                 self.nodes[member.node_id].serve(now_s)

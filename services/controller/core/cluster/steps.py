@@ -7,18 +7,17 @@ what is still lacking. What changes the state of record answers with at least on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import inf
 
-from services.common.nodes import Member, NodeFacts
+from services.common.nodes import NodeFacts
 from services.common.numerics import form_one, pipeline_class
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
-    CopyAhead,
     FormPipeline,
     LogEvent,
     TerminateNode,
 )
+from services.controller.core.cluster.ahead import copy_ahead, prepare, seated
 from services.controller.core.cluster.backends import agree
 from services.controller.core.cluster.changes import blockers, may_load, take_turns
 from services.controller.core.cluster.goals import Goals
@@ -33,11 +32,6 @@ from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import spares, suits
 from services.controller.core.cluster.state import State, match_shapes
 from services.controller.core.cluster.surplus import Surplus
-
-_AHEAD_OF_WHAT_IS_LEFT = 0.5
-"""Of the time until a node must be sealed, blocks that go ahead may have so much."""
-_LEAST_AHEAD_S = 0.1
-"""Less time is not worth a round."""
 
 
 def steps(
@@ -148,13 +142,9 @@ class _Steps:
             if found is None:
                 return []
             seat.promise(found.node_id)
-            self._prepare(pipeline)
+            prepare(self._state, pipeline)
             return [*actions, *self._give_up(successor, seat)]
         return []
-
-    def _prepare(self, pipeline: Pipeline) -> None:
-        if pipeline.is_ready and pipeline.formation is not None:
-            pipeline.prepare(self._state.sampled(pipeline.formation))
 
     def _cannot_load(self, node: Node, seat: Seat) -> bool:
         attempts = 1 if seat.given_up else self._settings.load_attempts
@@ -291,8 +281,9 @@ class _Steps:
         held = self._members(pipeline, names)
         if held is not None and not form_one(node.numerics_class for node in held):
             return self._tell_classes(pipeline, held)
-        self._prepare(pipeline)
-        copies = self._copy_ahead(pipeline, leaving, names)
+        prepare(self._state, pipeline)
+        followers = seated(self._state, pipeline, names)
+        copies = copy_ahead(self._state, self._settings, pipeline, followers, self._now_s)
         if copies is not None:
             return copies
         pipeline.be_ready_to_hand_over()
@@ -303,26 +294,6 @@ class _Steps:
             ),
             *hand_over(self._state, pipeline, self._now_s),
         ]
-
-    def _copy_ahead(
-        self, pipeline: Pipeline, leaving: Iterable[Seat], names: Iterable[str]
-    ) -> list[Action] | None:
-        """Has blocks go ahead of what the pipeline runs, where there is time for it before a node
-        that leaves must be sealed; None: they have, or nothing is waited for."""
-        formation, handover = pipeline.formation, pipeline.handover
-        if formation is None or handover is None or handover.copied:
-            return None
-        if handover.copying:
-            return []
-        nodes = (self._state.nodes[seat.node_id] for seat in leaving)
-        ends_s = min((n.deadline_s for n in nodes if n.deadline_s is not None), default=inf)
-        left_s = ends_s - self._settings.seal_s - self._now_s
-        limit_s = min(self._settings.ahead_s, left_s * _AHEAD_OF_WHAT_IS_LEFT)
-        if limit_s < _LEAST_AHEAD_S or not self._state.has_work(formation):
-            return None
-        pipeline.copy_ahead()
-        followers = self._seated(pipeline, names)
-        return [CopyAhead(formation.formation_id, formation.members, followers, limit_s)]
 
     def _leaving(self, pipeline: Pipeline) -> list[Seat]:
         """Seats that are handed over together: of all nodes that will be taken away, and of those
@@ -346,7 +317,7 @@ class _Steps:
             return []
         if not form_one(node.numerics_class for node in nodes):
             return self._tell_classes(pipeline, nodes)
-        members = self._seated(pipeline, [node.node_id for node in nodes])
+        members = seated(self._state, pipeline, [node.node_id for node in nodes])
         blocks = min(node.kv_blocks for node in nodes)
         of_all = pipeline_class(
             nodes[0].numerics_class, [seat.stage.spec for seat in pipeline.seats]
@@ -362,21 +333,6 @@ class _Steps:
                 formation.kv_blocks,
             )
         ]
-
-    def _seated(self, pipeline: Pipeline, node_ids: Iterable[str]) -> tuple[Member, ...]:
-        """These nodes, a seat each, as members of a formation."""
-        nodes = (self._state.nodes[node_id] for node_id in node_ids)
-        return tuple(
-            Member(
-                node.node_id,
-                node.facts.incarnation,
-                node.facts.address,
-                seat.stage.layers,
-                seat.stage.tp_degree,
-            )
-            for node, seat in zip(nodes, pipeline.seats, strict=True)
-            if node.facts is not None
-        )
 
     def _members(self, pipeline: Pipeline, node_ids: Iterable[str]) -> list[Node] | None:
         """The nodes, a seat each; None unless all of them hold their stages."""

@@ -19,6 +19,7 @@ from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, ShuntError
 from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.given_phases import with_phases_of
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.plan import Deployment, Plan, PlannedStage
@@ -113,6 +114,8 @@ class Succession:
         self._market = market
         self._workloads = workloads
         self._guests: frozenset[str] = frozenset()
+        self._whole: set[str] = set()
+        """Pipelines that lack no node, where weights stay."""
         self._refusals: dict[str, float] = {}
         self._number = 0
         """Of the newest plan that was seen."""
@@ -126,13 +129,9 @@ class Succession:
     # What happens
 
     def operator_asks(self, now_s: float) -> None:
-        """Has the whole planned anew. Raises FailedPrecondition where there is no plan yet, or none
-        that moves weights may follow."""
+        """Has the whole planned anew. Raises FailedPrecondition where there is no plan yet."""
         if self._cluster.plan is None:
             raise FailedPrecondition("there is no plan yet", field="plan")
-        if self._weights_stay:
-            reason = f"the strategy {self._cluster.settings.strategy.name} leaves weights in place"
-            raise FailedPrecondition(reason, field="strategy")
         self._operator_waits = True
         self._replanner.happened(Cause.OPERATOR, now_s)
 
@@ -158,20 +157,18 @@ class Succession:
 
     @property
     def _weights_stay(self) -> bool:
-        """No question has an answer that may be carried out: what is lost waits for its like."""
+        """What is lost waits for its like, and what may be had besides counts for nothing: phases
+        are all that is asked for."""
         return self._cluster.settings.strategy.weights_stay
 
     def _hear(self, now_s: float) -> None:
         cluster, view = self._cluster, self._cluster.view
         if view.busy:
             self._busy_s = now_s
-        self._hear_market(now_s)
-        self._replanner.lacking(view.lacks(), now_s)
-        self._replanner.there([node.node_id for node in view.staying() if node.present], now_s)
-        guests = view.guests()
-        if guests - self._guests:
-            self._replanner.happened(Cause.CAME, now_s)
-        self._guests = guests
+        if self._weights_stay:
+            self._hear_pipelines(now_s)
+        else:
+            self._hear_nodes(now_s)
         if view.next_plan_number - 1 > self._number:
             if self._number:
                 self._replanner.changed(now_s)
@@ -179,6 +176,23 @@ class Succession:
         names = [goal.model.model_id for goal in cluster.goals.deployed]
         measured = [self._workloads.of(name, now_s) for name in names]
         self._replanner.measured(together(measured), now_s)
+
+    def _hear_nodes(self, now_s: float) -> None:
+        view = self._cluster.view
+        self._hear_market(now_s)
+        self._replanner.lacking(view.lacks(), now_s)
+        self._replanner.there([node.node_id for node in view.staying() if node.present], now_s)
+        guests = view.guests()
+        if guests - self._guests:
+            self._replanner.happened(Cause.CAME, now_s)
+        self._guests = guests
+
+    def _hear_pipelines(self, now_s: float) -> None:
+        before, self._whole = self._whole, {p.pipeline_id for _, p in self._cluster.view.whole()}
+        if before - self._whole and self._whole:
+            self._replanner.happened(Cause.LOST, now_s)
+        elif before and self._whole - before:
+            self._replanner.happened(Cause.CAME, now_s)
 
     def _hear_market(self, now_s: float) -> None:
         offers = self._market.offers()
@@ -206,7 +220,7 @@ class Succession:
         if cluster.plan is None:
             return Look()  # the first plan is the cluster's own question
         self._hear(now_s)
-        if self._weights_stay or not (self._settings.automatic or self._operator_waits):
+        if not (self._settings.automatic or self._operator_waits):
             return Look()
         if view.asleep() and not self._wakes(now_s):
             return Look()
@@ -264,7 +278,7 @@ class Succession:
             self._replanner.withdrawn(now_s)
             return Taken()
         else:
-            answer = replace(answer, plan=_beside(cluster.plan, answer.plan))
+            answer = replace(answer, plan=self._of_all(asked, answer.plan))
         self._out, ask = None, out.ask
         attributes = {"causes": ", ".join(ask.causes), "reason": "; ".join(answer.reasons)}
         if answer.plan is None:
@@ -289,7 +303,8 @@ class Succession:
         if self._out is None or not self.is_out(asked):
             return Taken()
         ask, models = self._out.ask, self._cluster.goals.models
-        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:
+        divides = not self._weights_stay and len(models) > 1
+        if error.permanent and isinstance(asked, Replanning) and divides:
             self._out.questions = (self._division(ask, now_s),)
             return Taken(question=self._out.questions[0])
         self._out = None
@@ -300,6 +315,13 @@ class Succession:
             self._replanner.forget(Cause.OPERATOR)  # whoever asked is told, and may ask again
             self._operator_waits = False
         return Taken((LogEvent("replan_failed", attributes=attributes),), refused=told)
+
+    def _of_all(self, asked: Question, made: Plan) -> Plan:
+        """An answer with what it says nothing of."""
+        running = self._cluster.plan
+        if running is not None and isinstance(asked, Replanning) and asked.phases_only:
+            return with_phases_of(running, made, asked.running)
+        return _beside(running, made)
 
     def _still_holds(self, asked: Question, plan: Plan) -> bool:
         """No other plan has come meanwhile, the nodes that it names are there, and with what the
@@ -327,6 +349,8 @@ class Succession:
         cluster, view = self._cluster, self._cluster.view
         if self._wishes.nodes_min or not self._settings.automatic:
             return inf
+        if self._weights_stay:
+            return inf  # who wakes would have to load
         if view.asleep() or view.busy or self._out is not None or self._operator_waits:
             return inf
         if len(cluster.goals.deployed) > 1:

@@ -11,7 +11,7 @@ from services.common.machine import NOTHING_KNOWN, MachineFacts
 from services.common.nodes import Member
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
-from services.controller.core.cluster.backends import KnownBackends
+from services.controller.core.cluster.backends import KnownShapes
 from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import FaultView, deployed_models, faults_of
 from services.controller.core.cluster.goals import Goals
@@ -228,7 +228,11 @@ class View:
     def runs_at(self, formation_id: str) -> RunsAt | None:
         """What a formation serves; None for one that is not known."""
         pipeline = self._state.pipeline(formation_id)
-        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
+        if pipeline is None:
+            return None
+        formation = pipeline.formation
+        block_bytes = formation.kv_block_bytes if formation is not None else 0
+        return RunsAt(pipeline.pipeline_id, pipeline.model, block_bytes)
 
     def members(self, formation_id: str) -> tuple[Member, ...]:
         """Of a formation that lives; none of one that is not known."""
@@ -252,11 +256,11 @@ class View:
         node = self._state.nodes.get(node_id)
         return node.incarnation if node is not None else ""
 
-    def backends(self) -> KnownBackends:
-        """What nodes compute with, and those that are on offer."""
-        return KnownBackends(
-            {node.node_id: node.shape.backend for node in self._state.nodes.values()},
-            {offer.offer_id: offer.shape.backend for offer in self._market.offers()},
+    def shapes(self) -> KnownShapes:
+        """Of nodes, and of those that are on offer."""
+        return KnownShapes(
+            {node.node_id: node.shape for node in self._state.nodes.values()},
+            {offer.offer_id: offer.shape for offer in self._market.offers()},
         )
 
     def addresses(self) -> set[str]:
@@ -302,6 +306,15 @@ class View:
         """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
         left out."""
         return self._state.running()
+
+    def whole(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """Those of them that lack nobody: all their nodes are there."""
+        present = {node.node_id for node in self._state.staying() if node.present}
+        return tuple(
+            (model, pipeline)
+            for model, pipeline in self._state.running()
+            if present.issuperset(stage.node_id for stage in pipeline.stages)
+        )
 
     def planned_pipelines(self, model: ModelRef) -> int:
         """How many the plan has for a model."""

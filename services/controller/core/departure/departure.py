@@ -38,9 +38,10 @@ class Look:
 class Departure:
     """Of one formation."""
 
-    def __init__(self, end_s: float) -> None:
-        """By `end_s` all have left it."""
+    def __init__(self, end_s: float, *, always: bool = False) -> None:
+        """By `end_s` all have left it; blocks that may travel do `always`, whatever that spares."""
         self.end_s = end_s
+        self._always = always
         self._chosen: dict[str, Choice] = {}
         self._stopped: set[str] = set()
         """They are to be sealed, whatever is found later."""
@@ -60,6 +61,7 @@ class Departure:
             end_s=self.end_s,
             before=self._chosen,
             begun=self._pushing,
+            always=self._always,
         )
         told = tuple(m for m in moves if self._chosen.get(m.generation_id) is not m.choice)
         self._chosen = {move.generation_id: move.choice for move in moves}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 
@@ -56,6 +56,11 @@ class Stream:
         """Tokens until all its choices are at their limit."""
         return max((max(0, self.limit - length) for length in self.lengths), default=0)
 
+    def with_blocks(self, block_bytes: int, block_positions: int, over: int = 0) -> Stream:
+        """Its full blocks travel, but those that are `over`; nothing, where one has no bytes."""
+        left = max(0, self.positions // block_positions - over)
+        return replace(self, bytes=left * block_bytes if block_bytes else None)
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -100,17 +105,17 @@ class Move:
     infinite for one that finishes."""
     ends_s: float
     """When the formation is needed no more for it, if all goes as measured."""
-    bytes: int | None = 0
-    """That travel; None where that is not known."""
+    bytes: int = 0
+    """Of its full blocks, that travel."""
     replayed_tokens: int = 0
     """Positions that its next head computes."""
 
     @property
     def attributes(self) -> Mapping[str, str]:
         """For the event log and the trace."""
-        told = {
+        return {
             "choice": self.choice.value,
             "reason": self.reason.value,
+            "bytes": str(self.bytes),
             "replayed_tokens": str(self.replayed_tokens),
         }
-        return told if self.bytes is None else told | {"bytes": str(self.bytes)}

@@ -37,6 +37,8 @@ LESS_SURE = 0.8
 """What was left where it is stays so down to this part of it: choices do not flutter."""
 SLACK = 1.25
 """A push begins so much sooner than the link would do: blocks that come too late are computed."""
+LATE_S = 0.25
+"""And all of them by so much: who looks may be late, and then it takes a call to begin."""
 PUSH_S = 0.1
 """What a push costs beside its tail, while none was seen: to copy its last blocks out of one cache,
 over the link, and all of them into another."""
@@ -52,9 +54,11 @@ def schedule(
     end_s: float,
     before: Mapping[str, Choice] | None = None,
     begun: Collection[str] = (),
+    always: bool = False,
 ) -> tuple[Move, ...]:
     """What becomes of each, in the order of their beginnings; all have left by `end_s`. `before` is
-    what was chosen at the last look, `begun` the pushes on their way."""
+    what was chosen at the last look, `begun` the pushes on their way. Blocks that may travel do
+    `always`, or where that spares their reader time."""
     before = before or {}
     asked = [_asked(stream, rates, lengths, now_s, end_s) for stream in streams]
     last_s = _last_s(rates, now_s, end_s)
@@ -66,7 +70,8 @@ def schedule(
         else:
             ends_s = min(last_s, one.limit_at_s)
             finish.append(Move(one.name, Choice.FINISH, reason, inf, ends_s))
-    pushed, reasons = _pushed(going, rates.room_positions, end_s - now_s, frozenset(begun))
+    room, left_s = rates.room_positions, end_s - now_s
+    pushed, reasons = _pushed(going, room, left_s, frozenset(begun), always)
     pushes = _on_the_link(pushed, now_s, end_s, frozenset(begun))
     names = {one.name for one in pushed}
     replays = _replays([g for g in going if g.name not in names], reasons, rates, now_s, end_s)
@@ -77,17 +82,20 @@ def at_once(streams: Iterable[Stream], now_s: float, *, travels: bool) -> tuple[
     """All of them leave now, with their blocks where these travel: what follows their formation
     waits for its nodes, or its time is over."""
     return tuple(
-        Move(
-            one.generation_id,
-            Choice.PUSH if travels else Choice.REPLAY,
-            Reason.AT_ONCE,
-            now_s,
-            now_s,
-            None if travels else 0,
-            min(one.positions, TAIL_POSITIONS) if travels else one.positions,
-        )
+        _push_now(one, one.bytes, Reason.AT_ONCE, now_s)
+        if travels and one.bytes is not None
+        else _replay_now(one, Reason.AT_ONCE, now_s)
         for one in streams
     )
+
+
+def _push_now(one: Stream, size_bytes: int, reason: Reason, now_s: float) -> Move:
+    tail = min(one.positions, TAIL_POSITIONS)
+    return Move(one.generation_id, Choice.PUSH, reason, now_s, now_s, size_bytes, tail)
+
+
+def _replay_now(one: Stream, reason: Reason, now_s: float) -> Move:
+    return Move(one.generation_id, Choice.REPLAY, reason, now_s, now_s, 0, one.positions)
 
 
 def cheapest(streams: Iterable[Stream], rates: Rates, now_s: float) -> tuple[Move, ...]:
@@ -97,14 +105,13 @@ def cheapest(streams: Iterable[Stream], rates: Rates, now_s: float) -> tuple[Mov
     moves, waits_s = list[Move](), 0.0
     for one in sorted(streams, key=lambda stream: (stream.positions, stream.generation_id)):
         push_s = replace(rates, push_s=rates.push_s or PUSH_S).push_gap_s(one.positions)
-        if waits_s + rates.replay_of_s(one.positions) <= push_s:
-            waits_s += one.positions / rates.replay_positions_per_s
-            choice, reason = Choice.REPLAY, Reason.SHORT
-            moves.append(Move(one.generation_id, choice, reason, now_s, now_s, 0, one.positions))
+        shorter = waits_s + rates.replay_of_s(one.positions) <= push_s
+        if one.bytes is not None and not shorter:
+            moves.append(_push_now(one, one.bytes, Reason.CHEAPER, now_s))
         else:
-            tail = min(one.positions, TAIL_POSITIONS)
-            choice, reason = Choice.PUSH, Reason.CHEAPER
-            moves.append(Move(one.generation_id, choice, reason, now_s, now_s, None, tail))
+            waits_s += one.positions / rates.replay_positions_per_s
+            reason = Reason.SHORT if shorter else Reason.NOTHING_TRAVELS
+            moves.append(_replay_now(one, reason, now_s))
     return tuple(moves)
 
 
@@ -172,7 +179,7 @@ def _finishes(one: _Asked, before: Choice | None, last_s: float) -> Reason | Non
 
 
 def _pushed(
-    going: Iterable[_Asked], room: float, left_s: float, begun: frozenset[str]
+    going: Iterable[_Asked], room: float, left_s: float, begun: frozenset[str], always: bool
 ) -> tuple[list[_Asked], dict[str, Reason]]:
     """Whose blocks travel, as many as the link carries: by class, and those first that a second of
     the link spares most. And why the others' do not."""
@@ -181,7 +188,7 @@ def _pushed(
     for one in going:
         if one.link_s == inf:
             reasons[one.name] = Reason.NOTHING_TRAVELS
-        elif one.saved_s <= 0:
+        elif one.saved_s <= 0 and not always:
             reasons[one.name] = Reason.SHORT
         else:
             may.append(one)
@@ -191,7 +198,8 @@ def _pushed(
 
     pushed, taken_s = list[_Asked](), 0.0
     for one in sorted(may, key=worth):
-        if taken_s + one.link_s > left_s:
+        over = one.name in begun and not one.stream.bytes
+        if taken_s + one.link_s > left_s and not over:
             reasons[one.name] = Reason.LINK
         elif one.positions > room:
             reasons[one.name] = Reason.ROOM
@@ -207,7 +215,7 @@ def _on_the_link(
     """One after another, those on their way first; the others as late as a link would do that
     carries somewhat less."""
     order = sorted(pushed, key=lambda o: (o.name not in begun, o.rank, -o.link_s, o.name))
-    latest, ends_s = list[float](), end_s
+    latest, ends_s = list[float](), end_s - LATE_S
     for one in reversed(order):
         ends_s -= SLACK * one.link_s
         latest.append(ends_s)

@@ -38,6 +38,8 @@ class JournalEntry:
         self.incarnation = ""
         """The head process that holds the epoch; empty when nothing is to run."""
         self.formation_id = ""
+        self.left_formation_id = ""
+        """Where it was before that; empty when nowhere."""
         self.pipeline_id = ""
         self.classes: tuple[str, ...] = ()
         """Numerics classes of the heads that had it, as far as known, one after another."""
@@ -70,6 +72,7 @@ class JournalEntry:
         self.epoch = epoch
         self.began_at = self.pipeline_id if self.handed_on else ""
         self.incarnation = record.incarnation
+        self.left_formation_id = self.formation_id
         self.formation_id = record.formation_id
         self.pipeline_id = record.pipeline_id
         bound = isinstance(record, HeadBound)

@@ -8,6 +8,7 @@ loses nothing that anybody was told.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from types import MappingProxyType
@@ -30,6 +31,7 @@ from services.common.exchange import (
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason, ModelRef
+from services.common.phases import PipelinePhase
 from services.controller.core.departure.move import Stream
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.background import Background
@@ -341,12 +343,9 @@ class Ledger:
         trusted = [
             head for head in heads if head is not left and head.route.formation_id not in suspects
         ]
-        loads: Mapping[str, int]
-        loads = {formation_id: len(names) for formation_id, names in self._running.items()}
         began_at = entry.pipeline_id if entry.handed_on else ""
         weights = next((h.onward for h in heads if h.route.pipeline_id == began_at), _NOTHING)
-        if weights:
-            loads = self._handed_on.loads(began_at)
+        loads = self._loads(began_at if weights else "")
         had, goes_on = entry.classes[-1] if entry.classes else "", entry.has_begun(question.held)
         name = question.generation_id
         promised = self._promised.get(name, "")
@@ -494,10 +493,10 @@ class Ledger:
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def formation_of(self, generation_id: str) -> str:
-        """That holds the generation's epoch, or held it last; empty when none has."""
+    def formation_left(self, generation_id: str) -> str:
+        """That held the generation's epoch before the one that does now; empty when none did."""
         entry = self._entries.get(generation_id)
-        return entry.formation_id if entry is not None else ""
+        return entry.left_formation_id if entry is not None else ""
 
     def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""
@@ -557,19 +556,52 @@ class Ledger:
 
     def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
         """Where the generations that run in a formation will rather go on, once they have left it,
-        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        each at a head of their arithmetic, at the one that was promised before if that serves; by
+        name. Left out: those that none would take now."""
         others = [head for head in heads if head.route.formation_id != formation_id]
         loads = {name: len(names) for name, names in self._running.items()}
         promised = {}
         for name in sorted(self._running.get(formation_id, ())):
             entry = self._entries[name]
             had = entry.classes[-1] if entry.classes else ""
-            head = best_head(entry.request, had, others, loads, _NOTHING, goes_on=True)
+            before = self._promised.get(name, "")
+            head = best_head(
+                entry.request, had, others, loads, _NOTHING, goes_on=True, promised=before
+            )
             if head is not None and head.numerics_class == had:
                 promised[name], there = head, head.route.formation_id
                 self._promised[name] = there
                 loads[there] = loads.get(there, 0) + 1
         return promised
+
+    def promise_onward(
+        self, generation_id: str, heads: Sequence[ServingHead]
+    ) -> ServingHead | None:
+        """Where a generation that begins will rather be handed on to, at a head of its arithmetic;
+        None where it is not handed on, or none would take it now."""
+        entry = self._entries.get(generation_id)
+        names = self._running.get(entry.formation_id, ()) if entry is not None else ()
+        if entry is None or generation_id not in names:
+            return None
+        began = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
+        if began is None or not began.route.hands_on:
+            return None
+        loads = Counter(self._loads(entry.pipeline_id if began.onward else ""))
+        loads.update(self._promised[name] for name in names if name in self._promised)
+        others = [head for head in heads if head is not began]
+        had = entry.classes[-1] if entry.classes else ""
+        head = best_head(entry.request, had, others, loads, began.onward, goes_on=True)
+        if head is None or head.phase is PipelinePhase.PREFILL or head.numerics_class != had:
+            return None
+        self._promised[generation_id] = head.route.formation_id
+        return head
+
+    def _loads(self, began_at: str) -> Mapping[str, int]:
+        """Generations that run, by formation; of those that a pipeline has handed on, where one is
+        named."""
+        if began_at:
+            return self._handed_on.loads(began_at)
+        return {formation_id: len(names) for formation_id, names in self._running.items()}
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""

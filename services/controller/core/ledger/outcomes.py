@@ -38,10 +38,12 @@ class Outcome(Generic[Reply]):
 
 @dataclass(frozen=True, slots=True)
 class RunsAt:
-    """Whose formation it is that a checkpoint comes from."""
+    """What a formation serves."""
 
     pipeline_id: str
     model: ModelRef
+    kv_block_bytes: int = 0
+    """Of a full block of its KV cache, all layers together; 0: its blocks go nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

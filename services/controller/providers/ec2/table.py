@@ -13,7 +13,7 @@ from pydantic import Field
 from services.common.errors import InvalidArgument
 from services.common.nodes import MOST_DEVICES, Backend, NodeShape
 from services.common.speeds import MAX_SPEED
-from services.common.yaml_file import Row, read_yaml
+from services.common.yaml_file import Row, parse_yaml, read_yaml
 from services.controller.core.cluster.market import (
     MAX_COUNT,
     MAX_INTERRUPTIONS_PER_HOUR,
@@ -126,22 +126,30 @@ class Table:
 def read_table(path: Path) -> Table:
     """Raises InvalidArgument, naming file, entry and field, and NotFound for a file that cannot be
     read."""
-    document = read_yaml(path, TableDocument)
+    return _table(read_yaml(path, TableDocument), path.name)
+
+
+def parse_table(text: str, name: str) -> Table:
+    """The same of a file's text, which goes by this name."""
+    return _table(parse_yaml(text, name, TableDocument), name)
+
+
+def _table(document: TableDocument, file: str) -> Table:
     types: dict[str, InstanceType] = {}
     for index, row in enumerate(document.types):
         if row.instance_type in types:
-            raise _wrong(path, f"types.{index}.instance_type", f"{row.instance_type} stands twice")
+            raise _wrong(file, f"types.{index}.instance_type", f"{row.instance_type} stands twice")
         if not (row.spot or row.on_demand):
-            raise _wrong(path, f"types.{index}.spot", "neither on spot nor on demand is no offer")
+            raise _wrong(file, f"types.{index}.spot", "neither on spot nor on demand is no offer")
         types[row.instance_type] = _type(row)
     names: set[str] = set()
     for index, reserved in enumerate(document.reservations):
         field = f"reservations.{index}"
         if reserved.instance_type not in types:
             name = reserved.instance_type
-            raise _wrong(path, f"{field}.instance_type", f"no type is called {name}")
+            raise _wrong(file, f"{field}.instance_type", f"no type is called {name}")
         if reserved.id in names:
-            raise _wrong(path, f"{field}.id", f"{reserved.id} stands twice")
+            raise _wrong(file, f"{field}.id", f"{reserved.id} stands twice")
         names.add(reserved.id)
     return Table(types, tuple(_reservation(row) for row in document.reservations))
 
@@ -163,5 +171,5 @@ def _reservation(row: ReservationRow) -> Reservation:
     return Reservation(row.id, row.instance_type, row.zone_id, row.count, row.price_per_hour)
 
 
-def _wrong(path: Path, field: str, reason: str) -> InvalidArgument:
-    return InvalidArgument(f"{path.name}: {field}: {reason}", field=field)
+def _wrong(file: str, field: str, reason: str) -> InvalidArgument:
+    return InvalidArgument(f"{file}: {field}: {reason}", field=field)

@@ -9,6 +9,7 @@ import pytest
 from services.common.errors import FailedPrecondition
 from services.common.exchange import Checkpoint, LeaveReason, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange, TokenSpan
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
@@ -17,11 +18,12 @@ from services.controller.core.cluster.actions import (
     LogEvent,
 )
 from services.controller.core.cluster.market import Market
-from services.controller.core.cluster.question import Wishes
+from services.controller.core.cluster.plan import Deployment, Plan
+from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Cause, Replanner, ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings
-from services.controller.core.cluster.workload import Workloads, WorkloadSettings
+from services.controller.core.cluster.workload import Workload, Workloads, WorkloadSettings
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt
 from services.controller.core.strategy import FULL, STRATEGIES, Strategy
@@ -75,7 +77,8 @@ def test_the_settings_of_two_strategies_differ_by_their_capabilities_alone(name:
         own |= {"planner"}  # of uniform degrees there is one
         assert mine.replanning == replace(full.replanning, anew=True, cool_down_s=0.0)
     else:
-        assert mine.replanning == full.replanning
+        looks = {"counts_lengths": mine.capabilities.weights_stay}
+        assert mine.replanning == replace(full.replanning, **looks)
     cluster, ledger = asdict(mine.cluster(FACTS)), asdict(mine.ledger)
     assert _differ(cluster, asdict(full.cluster(FACTS))) == (set() if name == "full" else own)
     assert _differ(ledger, asdict(full.ledger)) == (set() if name == "full" else {"strategy"})
@@ -318,14 +321,90 @@ def _is_refused(cluster: Prompt, plan: object) -> bool:
 
 
 @pytest.mark.parametrize("name", LACKS)
-def test_nobody_asks_for_another_plan_where_weights_stay(name: str) -> None:
+def test_placement_is_asked_for_phases_alone_where_weights_stay(name: str) -> None:
     cluster = serving(PAIR, {"c": WHOLE}, settings=settings(name, ALONE))
     following = succession(cluster)
     following.look(1.0)
     cluster.node_gone("node-2", "i-node-2", "killed", 1.0)
     looks = [following.look(at_s) for at_s in (1.0, 20.0)]
+    asked = [one.question for one in looks if isinstance(one.question, Replanning)]
     stays = STRATEGIES[name].weights_stay
-    assert any(look.question is not None for look in looks) is not stays
+    assert [one.phases_only for one in asked] == [stays]
     if stays:
-        with pytest.raises(FailedPrecondition, match="thunderserve leaves weights in place"):
-            following.operator_asks(21.0)
+        whole = [[stage.node_id for stage in one.stages] for one in asked[0].running]
+        assert whole == [["c"]], "the other one waits for its like"
+
+
+PREFILL, DECODE = PipelinePhase.PREFILL, PipelinePhase.DECODE
+
+
+def made_of(asked: Replanning, phases: dict[str, PipelinePhase]) -> Plan:
+    """As placement answers: pipelines under names of its own, by their nodes."""
+    pipelines = tuple(
+        replace(one, pipeline_id=f"made-{number}", phase=phases[one.stages[0].node_id])
+        for number, one in enumerate(reversed(asked.running))
+    )
+    decode = [(one.pipeline_id, 2.0) for one in pipelines if one.phase is DECODE]
+    pipelines = tuple(
+        replace(one, onward=tuple(decode) if one.phase is PREFILL else (), weight_tokens_per_s=7.0)
+        for one in pipelines
+    )
+    return Plan(asked.number, (Deployment(asked.goal.model, "throughput", pipelines),))
+
+
+def test_phases_change_without_a_load_and_what_is_lost_keeps_its_seat() -> None:
+    cluster = serving({"a": WHOLE}, {"b": WHOLE}, {"c": WHOLE}, settings=settings("thunderserve"))
+    following = succession(cluster)
+    following.look(1.0)
+    following.operator_asks(2.0)
+    asked = following.look(2.0).question
+    assert isinstance(asked, Replanning)
+    assert [one.stages[0].node_id for one in asked.running] == ["a", "b", "c"]
+    ids = {one.stages[0].node_id: one.pipeline_id for one in asked.running}
+    plan = made_of(asked, {"a": DECODE, "b": PREFILL, "c": DECODE})
+    taken = following.answered(asked, NextPlan(plan, 0.2, ("more",)), 3.0)
+    assert taken.told is not None
+    assert taken.told.change
+    done = carry_out(cluster, cluster.tick(3.0), 3.0)
+    assert [all_of(done, kind) for kind in (LoadStage, FormPipeline, DrainFormation)] == [[]] * 3
+    running = {p.pipeline_id: p for _, p in cluster.core.view.running()}
+    assert {name: running[ids[name]].phase for name in ids} == {
+        "a": DECODE,
+        "b": PREFILL,
+        "c": DECODE,
+    }
+    assert dict(running[ids["b"]].onward) == {ids["a"]: 2.0, ids["c"]: 2.0}
+    assert [route.pipeline_id for route in cluster.routes()[1]] == [ids["b"]]
+    cluster.node_gone("b", "i-b", "killed", 4.0)
+    lost = following.look(4.0).question
+    assert isinstance(lost, Replanning)
+    assert {one.pipeline_id for one in lost.running} == {ids["a"], ids["c"]}
+    plan = made_of(lost, {"a": PREFILL, "c": DECODE})
+    following.answered(lost, NextPlan(plan, 0.2, ()), 5.0)
+    done = carry_out(cluster, cluster.tick(5.0), 5.0)
+    assert [all_of(done, kind) for kind in (LoadStage, FormPipeline, DrainFormation)] == [[]] * 3
+    now = cluster.core.plan
+    assert now is not None
+    phases = {p.pipeline_id: (p.phase, dict(p.onward)) for _, p in now.pipelines()}
+    assert phases == {
+        ids["a"]: (PREFILL, {ids["c"]: 2.0}),
+        ids["b"]: (PREFILL, {}),
+        ids["c"]: (DECODE, {}),
+    }
+
+
+def test_a_workload_of_another_look_is_reason_enough_where_weights_stay() -> None:
+    replanner = Replanner(ControllerSettings(strategy="thunderserve").replanning)
+    full = Replanner(ControllerSettings().replanning)
+    for one in (replanner, full):
+        one.measured(Workload(1.0, 2000.0, 30.0, window_s=60.0), 100.0)
+        one.lacking((), 100.0)
+    assert full.due({}, 200.0) is None, "its objective is throughput, of any requests"
+    first = replanner.due({}, 200.0)
+    assert first is not None
+    assert first.causes == (Cause.WORKLOAD,)
+    replanner.kept(200.0)
+    replanner.measured(Workload(9.0, 2100.0, 32.0, window_s=60.0), 300.0)
+    assert replanner.due({}, 400.0) is None, "the same, and more of them"
+    replanner.measured(Workload(1.0, 200.0, 800.0, window_s=60.0), 400.0)
+    assert replanner.due({}, 500.0) is not None

@@ -15,9 +15,9 @@ offers:
      interruptions_per_hour: 0.2, relative_speed: 3, memory_bytes: 1000, launch_s: 1.5}
   - {id: small, count: 1, price_per_hour: 1}
 events:
-  - {at_s: 20, offer: spot-a, take: 2, notice_s: 0}
   - {at_s: 10, offer: spot-a, count: 0}
   - {at_s: 10, offer: small, price_per_hour: 2.5}
+  - {at_s: 20, offer: spot-a, take: 2, notice_s: 0}
   - {at_s: 30, offer: small, take: 1}
 """
 
@@ -89,14 +89,15 @@ def test_its_digest_is_that_of_what_it_says(tmp_path: Path) -> None:
         ("memory_bytes: 1000", "memory_bytes: 0", "offers.0.memory_bytes: "),
         ("id: small", "id: spot-a", "offers.1.id: another offer is called spot-a"),
         ("id: small", "id: 'a b'", "offers.1.id: "),
-        ("at_s: 20", "at_s: -1", "events.0.at_s: "),
-        ("at_s: 20", "at_s: .inf", "events.0.at_s: "),
-        ("offer: spot-a, take", "offer: spot-b, take", "events.0.offer: no offer is called spot-b"),
-        ("take: 2, notice_s: 0", "", "events.0: Value error, an event has one of count"),
-        ("take: 2,", "take: 2, count: 1,", "events.0: Value error, an event has one of count"),
-        ("take: 2, notice_s: 0", "take: 0", "events.0.take: "),
-        ("notice_s: 0", "notice_s: 90000", "events.0.notice_s: "),
-        ("count: 0}", "count: 0, notice_s: 3}", "events.1: Value error, notice_s goes with take"),
+        ("at_s: 20", "at_s: -1", "events.2.at_s: "),
+        ("at_s: 20", "at_s: .inf", "events.2.at_s: "),
+        ("at_s: 20", "at_s: 9", "events.2.at_s: 9 goes backwards: the event before it is at 10"),
+        ("offer: spot-a, take", "offer: spot-b, take", "events.2.offer: no offer is called spot-b"),
+        ("take: 2, notice_s: 0", "", "events.2: Value error, an event has one of count"),
+        ("take: 2,", "take: 2, count: 1,", "events.2: Value error, an event has one of count"),
+        ("take: 2, notice_s: 0", "take: 0", "events.2.take: "),
+        ("notice_s: 0", "notice_s: 90000", "events.2.notice_s: "),
+        ("count: 0}", "count: 0, notice_s: 3}", "events.0: Value error, notice_s goes with take"),
         ("offers:", "offer:", "offers: Field required"),
     ],
 )

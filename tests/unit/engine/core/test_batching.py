@@ -178,7 +178,7 @@ def test_blocks_of_what_is_handed_on_are_nobodys_until_all_stages_have_kept_them
     assert (len(names), blocks.used_count) == (2, 2)
     batching.left(leaving, 0.2)
     assert blocks.used_count == 2, "a stage that did not answer may be at it yet"
-    leaving.told = True
+    leaving.busy = False
     batching.left(leaving, 0.3)
     assert (blocks.used_count, blocks.cached_count) == (0, 2)
 
@@ -190,6 +190,6 @@ def test_what_a_formation_was_to_keep_is_nothing_to_the_next_one() -> None:
     (leaving,) = batching.came_back(1, [Sampled(0, 0, 7)], 0.1).keeps
     scheduler = Scheduler(SchedulerSettings(), 64, 2)
     batching.form(Lead("f2", scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0)), "exact", 0.2)
-    leaving.told = True
+    leaving.busy = False
     assert batching.left(leaving, 0.3) == Due()
     assert scheduler.used_blocks == 0

@@ -65,6 +65,21 @@ def test_an_heir_that_does_not_answer_gets_no_more() -> None:
     assert (going.generation_ids, going.blocks) == ({"b"}, 4)
 
 
+def test_all_that_is_over_may_lie_in_the_caches_of_heirs_that_stand() -> None:
+    cache, members = Cache(a=3, b=4), MEMBERS
+    going = Copying([Heir(members, frozenset("a")), Heir(members, frozenset("b"), "f")])
+    for room in (5, 5):
+        ahead = going.next([key("a"), key("b")], cache.full, room)
+        assert ahead is not None
+        going.copied(ahead, {0, 1})
+        over = going.for_caches(ahead, {0, 1})
+    assert over == {1: {key("b"): [b"b0", b"b1", b"b2", b"b3"]}}
+    assert going.for_caches(ahead, {0}) == {}
+    going.lie({key("b"): 2})
+    going.lie({key("b"): 3})
+    assert going.cached == 3
+
+
 def test_sequences_that_share_blocks_send_them_once() -> None:
     going = Copying([Heir(MEMBERS, frozenset({"a", "b"}))])
     ahead = going.next([key("a"), key("b")], lambda _, start: [(b"x", 1), (b"y", 2)][start:], 9)

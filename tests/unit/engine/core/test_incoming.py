@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from dataclasses import replace
 
 from services.common.exchange import GenerateCall, KvMember, KvSource
 from services.common.generation import (
@@ -38,7 +39,7 @@ def moved(name: str = "g", source: KvSource | None = SOURCE) -> GenerateCall:
 def leading(blocks: int = 64, **settings: object) -> Batching:
     batching = Batching(Generations("i", HeadSettings()))
     scheduler = Scheduler(SchedulerSettings(**settings), blocks, 2)  # type: ignore[arg-type]
-    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 1024), Pace(1.0, 0.0)), "exact", 0.0)
+    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 4096), Pace(1.0, 0.0)), "exact", 0.0)
     return batching
 
 
@@ -103,6 +104,30 @@ def test_blocks_that_a_stage_may_still_write_are_given_to_nobody() -> None:
     batching.act(cancel, 0.2)
     batching.came_back(1, [], 0.3)
     assert scheduler_of(batching).used_blocks == 4
+    assert batching.ended(fetch, 0.4) == Due()
+    scheduler = scheduler_of(batching)
+    assert scheduler.used_blocks == 0
+    computed = scheduler.blocks.find(name for name, _ in fetch.blocks)
+    assert len(computed) == 4
+    assert not {block for _, block in fetch.blocks} & set(computed)
+
+
+def test_who_waits_for_room_starts_when_a_silent_stage_writes_no_more() -> None:
+    batching = leading(blocks=6)
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1), 0.1)
+    long = GenerationRequest("p", MODEL, (1,) * 80, Sampling(10))
+    batching.generate(2, GenerateCall(long, 1, "f"), 0.2)
+    assert not batching.fetched(fetch, None, 0.3).steps
+    assert len(batching.ended(fetch, 0.4).steps) == 1
+
+
+def test_what_stages_are_asked_to_do_to_blocks_has_a_number_each() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.drain("f", 0.1), 0.1)
+    with batching.kept(()) as leaving:
+        assert leaving.number > fetch.number
 
 
 def test_a_cancelled_one_gives_its_blocks_back_when_the_stages_have_answered() -> None:
@@ -135,6 +160,103 @@ def test_a_drain_while_blocks_are_awaited_seals_at_once() -> None:
     (checkpoint,) = batching.generations.take_checkpoints(1, 0.2)
     assert checkpoint.sealed
     assert batching.fetched(fetch, 4, 0.3) == Due()
+
+
+CHAIN = list(chain_of(moved().request, 16))
+"""Of the prompt alone: 3 full blocks."""
+
+
+def test_what_came_ahead_is_found_by_the_sequence_that_it_is_for() -> None:
+    batching = leading()
+    number, due = batching.take_ahead([CHAIN], SOURCE)
+    fetch = only_fetch(due)
+    assert [name for name, _ in fetch.blocks] == CHAIN
+    assert batching.awaits(number)
+    assert batching.fetched(fetch, 3, 0.1) == Due()
+    assert not batching.awaits(number)
+    blocks = scheduler_of(batching).blocks
+    assert (blocks.used_count, blocks.cached_count) == (0, 3)
+    (step,) = batching.generate(1, moved(), 0.2).steps  # one block more is not worth asking for
+    assert step.batch.steps[0].start == 48
+    assert step.batch.steps[0].block_table[:3] == tuple(block for _, block in fetch.blocks)
+    (checkpoint,) = batching.generations.take_checkpoints(1, 0.3)
+    assert checkpoint.moved_by == "kv"
+
+
+def test_one_block_is_asked_for_where_it_is_far_behind_the_first() -> None:
+    """There its rows take longer to compute than it takes to come."""
+    prompt = tuple(i % 999 for i in range(16 * 129 + 1))
+    request = GenerationRequest("g", MODEL, prompt, Sampling(40))
+    chain = list(chain_of(request, 16))
+    for blocks, fetched in ((129, 1), (128, 0)):
+        batching = leading(blocks=200)
+        _, due = batching.take_ahead([chain[: blocks - 1]], SOURCE)
+        batching.fetched(only_fetch(due), blocks - 1, 0.1)
+        asked = replace(request, prompt_ids=prompt[: 16 * blocks + 1])
+        due = batching.generate(1, GenerateCall(asked, 2, "f", (), (), SOURCE), 0.2)
+        assert [len(fetch.blocks) for fetch in due.fetches] == [1] * fetched
+
+
+def test_what_came_ahead_of_another_is_computed_and_no_move_of_this_one() -> None:
+    batching = leading()
+    other = list(chain_of(GenerationRequest("h", MODEL, PROMPT[::-1], Sampling(9)), 16))
+    _, due = batching.take_ahead([other], SOURCE)
+    batching.fetched(only_fetch(due), 3, 0.1)
+    (step,) = batching.generate(1, moved(source=None), 0.2).steps
+    assert step.batch.steps[0].start == 0
+    (checkpoint,) = batching.generations.take_checkpoints(1, 0.3)
+    assert checkpoint.moved_by == "replay"
+
+
+def test_what_comes_ahead_waits_for_steps_and_is_fetched_once_for_all_that_have_it() -> None:
+    batching = leading()
+    prompt = GenerationRequest("p", MODEL, (1, 2, 3), Sampling(20))
+    batching.generate(1, GenerateCall(prompt, 1, "f"), 0.0)
+    longer = [*CHAIN, b"x"]
+    assert not batching.take_ahead([CHAIN, longer], SOURCE)[1].fetches
+    (fetch,) = batching.came_back(1, [Sampled(0, 0, 7)], 0.2).fetches
+    assert [name for name, _ in fetch.blocks] == longer
+    batching.fetched(fetch, 4, 0.3)
+    assert batching.take_ahead([CHAIN, longer], SOURCE) == (None, Due())
+
+
+def test_what_comes_ahead_leaves_a_block_to_each_that_runs_and_goes_for_whoever_runs() -> None:
+    batching = leading(blocks=6, max_drafts=0)
+    first = GenerationRequest("p", MODEL, (1,) * 20, Sampling(70))
+    batching.generate(1, GenerateCall(first, 1, "f"), 0.0)  # has 2 blocks
+    batching.take_ahead([CHAIN], SOURCE)
+    (fetch,) = batching.came_back(1, [Sampled(0, 0, 7)], 0.2).fetches
+    assert [name for name, _ in fetch.blocks] == CHAIN[:2]
+    batching.fetched(fetch, 2, 0.3)
+    for position in range(1, 40):
+        batching.came_back(position + 1, [Sampled(0, position, 7)], 0.3)
+    blocks = scheduler_of(batching).blocks
+    assert (blocks.used_count, blocks.find(CHAIN)) == (4, [fetch.blocks[0][1], fetch.blocks[1][1]])
+    for position in range(40, 62):
+        batching.came_back(position + 1, [Sampled(0, position, 7)], 0.3)
+    assert (blocks.used_count, len(blocks.find(CHAIN))) == (6, 0)
+
+
+def test_what_came_ahead_last_goes_first_of_its_chain() -> None:
+    """Whoever comes finds as much of its beginning as there is room for."""
+    batching = leading(blocks=4)
+    for end in (1, 3):
+        _, due = batching.take_ahead([CHAIN[:end]], SOURCE)
+        batching.fetched(only_fetch(due), 3, 0.1)
+    blocks = scheduler_of(batching).blocks
+    taken = blocks.allocate(2)
+    assert len(blocks.find(CHAIN)) == 2
+    taken += blocks.allocate(1)
+    assert len(blocks.find(CHAIN)) == 1
+    blocks.release(taken)
+
+
+def test_room_that_blocks_from_elsewhere_give_back_is_used_at_once() -> None:
+    batching = leading(blocks=6)
+    _, due = batching.take_ahead([CHAIN], SOURCE)
+    long = GenerationRequest("p", MODEL, (1,) * 80, Sampling(10))
+    assert not batching.generate(1, GenerateCall(long, 1, "f"), 0.1).steps
+    assert len(batching.fetched(only_fetch(due), 0, 0.2).steps) == 1
 
 
 def test_too_little_room_is_filled_as_far_as_it_goes() -> None:
@@ -174,8 +296,11 @@ def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
         assert [name for name, _ in leaving.blocks[:2]] == list(names)
         assert len(leaving.blocks) == 4
         assert scheduler.used_blocks == 4
-        leaving.told = True
     assert scheduler.used_blocks == 0
     with batching.kept(()) as leaving:
         assert len(leaving.blocks) == 6
+        leaving.busy = True
     assert scheduler.used_blocks == 6  # no stage answered
+    leaving.busy = False
+    assert batching.left(leaving, 0.6) == Due()
+    assert scheduler.used_blocks == 0

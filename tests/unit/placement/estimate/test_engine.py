@@ -52,6 +52,20 @@ def test_with_an_engine_a_plan_promises_what_a_served_trace_gets() -> None:
     assert promised(None) > 1.8 * 1.321
 
 
+def test_a_calibration_with_lines_of_a_recording_is_refused(tmp_path: Path) -> None:
+    document = load_calibration("measured").model_dump(mode="json")
+    path = tmp_path / "mine.yaml"
+    for stages, refused in (({}, False), ({"node:0-16": {"step_s": 0.01}}, True)):
+        document["engine"] = {"name": "mine", "stages": stages}
+        path.write_text(yaml.safe_dump(document))
+        load_calibration.cache_clear()
+        if refused:
+            with pytest.raises(InvalidArgument, match=r"mine.yaml: engine: .*stages: .*replay"):
+                load_calibration(str(path))
+        else:
+            assert load_calibration(str(path)).engine is not None
+
+
 @pytest.mark.parametrize(
     "slower",
     [{"step_overhead_s": 0.1}, {"decode_scale": 2.0}, {"prefill_scale": 2.0}, {"hop_s": 0.1}],

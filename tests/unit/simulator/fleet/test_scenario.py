@@ -143,13 +143,14 @@ def test_a_mistake_of_the_cluster_is_told_with_its_line_and_field(
         ({"at_s": -1, "offer": "spot", "take": 1}, "events.0.at_s"),
         ({"at_s": 1, "offer": "moon", "take": 1}, "events.0.offer"),
         ({"at_s": 1, "offer": "spot", "price_per_hour": -1}, "events.0.price_per_hour"),
+        ({"at_s": 5, "offer": "spot", "take": 1}, "events.1.at_s"),
     ],
 )
 def test_a_mistake_of_an_event_is_told_with_its_line_and_field(
     write: Write, tmp_path: Path, event: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidArgument) as told:
-        read_scenario(write({**MARKET, "events": [event]}))
+        read_scenario(write({**MARKET, "events": [event, {**event, "at_s": 4}]}))
     line = line_of(tmp_path / "market.yaml", field)
     assert told.value.message.startswith(f"market.yaml:{line}: {field}: ")
 
@@ -168,6 +169,46 @@ def test_a_mistake_of_the_trace_is_told_with_its_line_and_field(
     with pytest.raises(InvalidArgument) as told:
         read_scenario(write(workload={"trace": "trace.csv"}))
     assert told.value.message.startswith(place)
+
+
+def test_a_trace_that_begins_behind_the_horizon_is_told(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("arrival_s,input,output\n200,1,1\n")
+    path = write(workload={"trace": "trace.csv"})
+    with pytest.raises(InvalidArgument, match=r"workload\.trace: its first request comes at 200 s"):
+        read_scenario(path)
+    for other in ({"concurrency": 1}, {"redrawn": True}, {"scale": 0.5}):
+        read_scenario(write(workload={"trace": "trace.csv", **other}))
+
+
+def test_a_trace_of_too_many_requests_is_refused_at_the_first_that_is_one_too_many(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.fleet.workload.MAX_REQUESTS", 2)
+    (tmp_path / "trace.csv").write_text("arrival_s,input,output\n" + "1,1,1\n" * 3)
+    with pytest.raises(InvalidArgument, match=r"trace\.csv:4: arrival_s: more than 2 requests"):
+        read_scenario(write(workload={"trace": "trace.csv"}))
+    assert len(read_scenario(write(workload={"trace": "trace.csv", "limit": 1})).trace) == 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "place"),
+    [
+        ("step_overhead_s: -1\n", "profile.yaml:1: step_overhead_s: "),
+        (
+            "name: x\nload_bytes_per_s_of:\n  g6e.xlarge: 1e9\n  g99.huge: 1.0e+9\n",
+            "profile.yaml:4: ",
+        ),
+        ("name: x\nstages: {'node:0-32': {step_s: 0.1}}\n", "profile.yaml:2: stages: "),
+        ("name: x\nname\n", "profile.yaml:3: "),
+    ],
+)
+def test_a_mistake_of_the_profile_is_told_with_its_line_and_field(
+    write: Write, tmp_path: Path, profile: str, place: str
+) -> None:
+    (tmp_path / "profile.yaml").write_text(profile)
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(write(engine_profile="profile.yaml"))
+    assert told.value.message.startswith(place), told.value.message
 
 
 @pytest.mark.parametrize("supplies", [("market", "cluster"), ()])

@@ -13,7 +13,7 @@ from services.common.generation import LayerRange
 from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import LaunchNode, LoadStage
 from services.controller.core.cluster.applying import operators_plan
-from services.controller.core.cluster.backends import KnownBackends
+from services.controller.core.cluster.backends import KnownShapes
 from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.node import HeldStage
@@ -45,7 +45,7 @@ from tests.unit.controller.small_cluster import (
 )
 
 VLLM = replace(SHAPE, backend="vllm")
-KNOWN = KnownBackends({"n1": "native", "v1": "vllm", "v2": "vllm"}, {"cheap": "vllm"})
+KNOWN = KnownShapes({"n1": SHAPE, "v1": VLLM, "v2": VLLM}, {"cheap": VLLM})
 BOTH = Goals.of(Goal(replace(GOAL.facts, backends=("native", "vllm"))))
 
 
@@ -86,7 +86,7 @@ def test_a_pipeline_has_the_backend_that_one_of_its_stages_names(
 def test_where_nothing_is_named_it_has_one_that_is_there_and_serves_the_model() -> None:
     only = Goals.of(Goal(replace(GOAL.facts, backends=("vllm",))))
     assert backends_of(operators_plan(text_of({}, {}), 2, only, KNOWN)) == ["vllm"] * 2
-    assert backends_of(operators_plan(text_of({}, {}), 2, BOTH, KnownBackends())) == ["native"] * 2
+    assert backends_of(operators_plan(text_of({}, {}), 2, BOTH, KnownShapes())) == ["native"] * 2
 
 
 def test_stages_of_several_backends_are_refused_by_their_place() -> None:
@@ -191,3 +191,10 @@ def test_a_node_suits_seats_of_its_own_backend_alone() -> None:
         seat = Seat(PlannedStage(FRONT, shape=shape), held, shape)
         assert suits(VLLM, seat)
         assert not suits(SHAPE, seat)
+
+
+def test_a_node_suits_seats_of_no_more_ranks_than_it_has_devices() -> None:
+    held = HeldStage(GOAL.model, FRONT, 2)
+    seat = Seat(PlannedStage(FRONT, 2), held, ANY_SHAPE)
+    assert suits(replace(SHAPE, device_count=2), seat)
+    assert not suits(SHAPE, seat)

@@ -9,6 +9,7 @@ import pytest
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import (
     Action,
+    CopyAhead,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
@@ -158,6 +159,49 @@ def test_while_one_is_changed_no_other_is() -> None:
     assert all_of(cluster.tick(1.35), DrainFormation) == []
     assert one_of(cluster.formed(form.formation_id, 1.4), DrainFormation).formation_id == "f2"
     assert len(cluster.routes()[1]) == 1
+
+
+AHEAD = replace(ALONE, ahead_s=4.0)
+
+
+def test_before_its_turn_blocks_go_ahead_to_the_pipeline_that_waits_for_its_nodes() -> None:
+    """Its readers wait for that one, whoever serves meanwhile."""
+    cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK}, settings=AHEAD)
+    beat(cluster, "a", "f1", 0.9, has_work=True)
+    cluster.plan_ready(planned({"a": FIRST, "b": REST}, {"c": FRONT, "d": BACK}, number=2), 1.0)
+    loaded(cluster, "a", FIRST, 1.1)
+    actions = loaded(cluster, "b", REST, 1.2)
+    assert all_of(actions, DrainFormation) == []
+    ahead = one_of(actions, CopyAhead)
+    assert (ahead.formation_id, ahead.limit_s, ahead.waited_for) == ("f1", 4.0, True)
+    assert [(m.node_id, m.layers) for m in ahead.followers] == [("a", FIRST), ("b", REST)]
+    assert len(cluster.routes()[1]) == 2, "it serves on meanwhile"
+    assert cluster.tick(2.0) == []
+    assert one_of(cluster.copied("f1", 2.5), DrainFormation).formation_id == "f1"
+
+
+def test_what_others_go_on_with_has_its_blocks_go_to_them() -> None:
+    cluster = serving({"a": WHOLE}, {"b": WHOLE}, settings=AHEAD)
+    beat(cluster, "b", "f2", 0.9, has_work=True)
+    ahead = one_of(cluster.plan_ready(planned({"a": WHOLE}, number=2), 1.0), CopyAhead)
+    assert (ahead.formation_id, ahead.followers, ahead.waited_for) == ("f2", (), False)
+    assert one_of(cluster.copied("f2", 2.5), DrainFormation).formation_id == "f2"
+
+
+def test_one_that_has_two_in_its_way_is_waited_for_behind_the_second() -> None:
+    cluster = serving(
+        {"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK}, {"e": WHOLE}, settings=AHEAD
+    )
+    for head, formation in (("a", "f1"), ("c", "f2")):
+        beat(cluster, head, formation, 0.9, has_work=True)
+    cluster.plan_ready(planned({"a": FIRST, "c": REST}, {"e": WHOLE}, number=2), 1.0)
+    loaded(cluster, "a", FIRST, 1.1)
+    first = one_of(loaded(cluster, "c", REST, 1.2), CopyAhead)
+    assert (first.formation_id, first.followers, first.waited_for) == ("f1", (), False)
+    one_of(cluster.copied("f1", 2.0), DrainFormation)
+    second = one_of(cluster.drained("f1", 1, 2.1), CopyAhead)
+    assert (second.formation_id, second.waited_for) == ("f2", True)
+    assert [member.node_id for member in second.followers] == ["a", "c"]
 
 
 def test_a_plan_is_adopted_while_another_one_is_carried_out() -> None:

@@ -121,9 +121,9 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     assert all_of(cluster.tick(4.1), DrainFormation) == []  # the only one that serves
 
 
-def two_pipelines() -> Prompt:
+def two_pipelines(ahead_s: float = 0.0) -> Prompt:
     """Of a node each; nobody launches any."""
-    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
+    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2, ahead_s=ahead_s)
     cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     whole = LayerRange(0, 30)
@@ -174,6 +174,38 @@ def test_a_departure_is_begun_again_by_the_next_controller() -> None:
     beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
     again = Prompt.recover(cluster.core.settings, drawer(), cluster.saved, 2.0, 2.0)
     assert one_of(again.start(2.0), DepartFormation).formation_id == "f2"
+
+
+def test_what_departs_takes_nothing_new_behind_a_restart_whatever_becomes_of_the_others() -> None:
+    """Its head refuses calls from the first drain on."""
+    cluster = two_pipelines()
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    cluster.node_gone("node-1", "i-node-1", "exit status 1", 1.5)
+    again = Prompt.recover(cluster.core.settings, drawer(), cluster.saved, 2.0, 2.0)
+    assert all_of(again.start(2.0), DepartFormation) == []
+    beat(again, "node-2", "f2", 2.1, departs_in_s=18.9, notice=NoticeKind.SPOT)
+    assert again.routes()[1] == ()
+    assert again.core.handing_over() == ("f2",)
+    assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f2"
+
+
+def test_where_others_take_over_blocks_go_ahead_of_what_leaves() -> None:
+    cluster = two_pipelines(ahead_s=4.0)
+    beat(cluster, "node-2", "f2", 0.9, has_work=True)
+    actions = beat(cluster, "node-2", "f2", 1.0, has_work=True, departs_in_s=20.0)
+    ahead = one_of(actions, CopyAhead)
+    assert all_of(actions, DrainFormation) == []
+    assert (ahead.formation_id, ahead.followers, ahead.limit_s) == ("f2", (), 4.0)
+    again = beat(cluster, "node-2", "f2", 2.0, has_work=True, departs_in_s=19.0)
+    assert all_of(again, CopyAhead) == all_of(again, DrainFormation) == []
+    assert one_of(cluster.copied("f2", 3.0), DrainFormation).formation_id == "f2"
+
+
+def test_who_must_go_at_once_is_not_kept_by_blocks_for_others() -> None:
+    cluster = two_pipelines(ahead_s=4.0)
+    beat(cluster, "node-2", "f2", 0.9, has_work=True)
+    one_of(beat(cluster, "node-2", "f2", 1.0, has_work=True, departs_in_s=20.0), CopyAhead)
+    assert one_of(cluster.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f2"
 
 
 def test_the_only_one_that_serves_does_not_depart() -> None:

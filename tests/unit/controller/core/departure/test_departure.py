@@ -73,8 +73,18 @@ def test_one_whose_blocks_are_over_is_sealed() -> None:
     begins_s = look.told[0].begins_s + 0.1
     look = departure.look([stream("g", bytes_left=30_000)], rates, unknown, begins_s)
     assert len(look.pushes) == 1
-    look = departure.look([stream("g", bytes_left=0)], rates, unknown, 9.0)
+    look = departure.look([stream("g", bytes_left=0)], rates, unknown, 9.95)
     assert (look.running, look.pushes) == (frozenset(), ())
+    assert look.told == (), "it needs the link no more, however late it is"
+
+
+def test_blocks_that_may_travel_always_do_so_whatever_that_spares() -> None:
+    rates, unknown = Rates(link_bytes_per_s=10_000.0), AnswerLengths()
+    for always, choice in ((False, Choice.REPLAY), (True, Choice.PUSH)):
+        look = Departure(10.0, always=always).look(
+            [stream("g", bytes_left=10_000)], rates, unknown, 0.0
+        )
+        assert [m.choice for m in look.told] == [choice]
 
 
 def test_what_was_told_to_stop_is_not_kept_again() -> None:

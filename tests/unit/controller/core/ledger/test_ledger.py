@@ -698,3 +698,42 @@ def test_nothing_is_promised_to_other_arithmetic_or_where_nobody_serves(book: Bo
     assert book.ledger.promise("f-a", (A,)) == {}
     assert book.ledger.promise("f-a", (A, head_of("b", numerics="other"))) == {}
     assert book.ledger.promise("f-b", (A, B)) == {}
+
+
+def begun(book: Book, name: str) -> str:
+    """It is about to be read by pipeline p-a."""
+    first = Checkpoint(name, 1, "i-a", "f-a", replace(REQUEST, generation_id=name), ())
+    book.keep(book.ledger.checkpoint(first, RunsAt("p-a", MODEL), 0.0))
+    return name
+
+
+HANDS_ON = replace(
+    PREFILL, route=replace(PREFILL.route, hands_on=True), onward={"p-b": 1.0, "p-c": 3.0}
+)
+
+
+def test_where_what_begins_will_go_on_is_promised_in_the_plans_proportion(book: Book) -> None:
+    """Those that are still read count as if they were there; the promise is kept."""
+    heads = (HANDS_ON, DECODE, head_of("c", phase=PipelinePhase.DECODE))
+    promised = {}
+    for name in [begun(book, f"g{number}") for number in range(8)]:
+        head = book.ledger.promise_onward(name, heads)
+        assert head is not None
+        promised[name] = head.route.pipeline_id
+    assert Counter(promised.values()) == {"p-b": 2, "p-c": 6}
+    assert {name: handed_on(book, name, heads) for name in reversed(promised)} == promised
+
+
+def test_nothing_is_promised_to_what_stays_or_is_of_other_arithmetic_or_is_gone(
+    book: Book,
+) -> None:
+    begun(book, "g")
+    assert book.ledger.promise_onward("h", (HANDS_ON, DECODE)) is None
+    assert book.ledger.promise_onward("g", (PREFILL, DECODE)) is None, "it is not handed on"
+    assert book.ledger.promise_onward("g", (DECODE,)) is None
+    other = head_of("c", phase=PipelinePhase.DECODE, numerics="other")
+    assert book.ledger.promise_onward("g", (HANDS_ON, other)) is None
+    beside = head_of("d", phase=PipelinePhase.PREFILL)
+    assert book.ledger.promise_onward("g", (HANDS_ON, beside)) is None
+    book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0)
+    assert book.ledger.promise_onward("g", (HANDS_ON, DECODE)) is None

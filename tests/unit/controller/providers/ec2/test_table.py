@@ -92,6 +92,7 @@ def test_the_tables_that_come_with_it_agree_with_placements_catalogue(name: str)
         row = known[kind.name]
         assert kind.price_per_hour == row["price_per_hour"], kind.name
         assert kind.shape.device_type == row["gpu"], kind.name
-        assert kind.shape.device_count in (1, row["gpu_count"]), kind.name
+        assert kind.shape.device_count == row["gpu_count"], kind.name
+        assert kind.shape.backend == "vllm", "native stages have one GPU each"
         whole = gpus[row["gpu"]]["memory_gb"] * 10**9 * row["gpu_count"]
         assert 0.5 * whole < kind.shape.memory_bytes < whole, kind.name

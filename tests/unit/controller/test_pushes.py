@@ -1,0 +1,113 @@
+"""Blocks go in slices, one generation's after another's; what goes wrong with one is its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from services.common.errors import Unavailable
+from services.common.exchange import KvMember, KvSource
+from services.common.generation import LayerRange
+from services.common.nodes import Member
+from services.controller.core.departure.link import Link
+from services.controller.core.departure.move import Stream
+from services.controller.engines import Heir, WentAhead
+from services.controller.pushes import SLICE_S, Pushes
+
+BLOCK_BYTES = 1000
+HEAD = Member("n", "i-f", "a:1", LayerRange(0, 4))
+THERE = (KvMember("a:2", "i-there", LayerRange(0, 4)),)
+
+
+class Heads:
+    """Sends so many blocks a slice, each of which takes all its time."""
+
+    def __init__(self, blocks: dict[str, list[int]]) -> None:
+        self.blocks = blocks
+        """Of each generation, slice by slice, how many are over in all; -1: no answer."""
+        self.asked: list[str] = []
+        self.now_s = 0.0
+
+    async def copy_ahead(
+        self, source: KvSource, head: Member, heirs: Sequence[Heir], limit_s: float
+    ) -> WentAhead:
+        ((name,),) = (heir.generation_ids for heir in heirs)
+        assert (source.formation_id, head, heirs[0].members, limit_s) == ("f", HEAD, THERE, SLICE_S)
+        self.asked.append(name)
+        self.now_s += SLICE_S
+        slices = self.blocks[name]
+        over = slices.pop(0)
+        if over < 0:
+            raise Unavailable("away")
+        return WentAhead(1, over, size_bytes=500, took_s=0.1, over=not slices)
+
+
+async def pushed(blocks: dict[str, list[int]]) -> tuple[Pushes, Heads, Link]:
+    """When all that was to go has gone, as far as it does."""
+    heads, link = Heads(blocks), Link()
+    engines: Any = heads
+    pushes = Pushes(
+        engines,
+        link,
+        KvSource("f", ()),
+        HEAD,
+        block_bytes=BLOCK_BYTES,
+        block_positions=16,
+        clock=lambda: heads.now_s,
+    )
+    for name in blocks:
+        pushes.begin(name, Heir(THERE, frozenset({name})))
+    going = asyncio.create_task(pushes.run())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    going.cancel()
+    assert not pushes._going
+    return pushes, heads, link
+
+
+def stream(name: str, positions: int = 100) -> Stream:
+    return Stream(name, positions, (10,), 1000, 10.0)
+
+
+async def test_one_goes_after_another_and_what_is_over_travels_no_more() -> None:
+    pushes, heads, link = await pushed({"a": [2, 4], "b": [3]})
+    assert heads.asked == ["a", "a", "b"]
+    assert pushes.seen(stream("a")).bytes == 0
+    assert pushes.seen(stream("other")).bytes == 6 * BLOCK_BYTES
+    assert pushes.went.is_set()
+    assert link.bytes_per_s(heads.now_s) == 500 / SLICE_S
+
+
+async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:
+    heads = Heads({"a": [2, 4, 6]})
+    engines: Any = heads
+    pushes = Pushes(
+        engines,
+        Link(),
+        KvSource("f", ()),
+        HEAD,
+        block_bytes=BLOCK_BYTES,
+        block_positions=16,
+        clock=lambda: heads.now_s,
+    )
+    pushes.begin("a", Heir(THERE, frozenset({"a"})))
+    await pushes._go("a", pushes._going["a"])
+    assert pushes.seen(stream("a")).bytes == 4 * BLOCK_BYTES
+    pushes.keep(())
+    assert not pushes._going, "it is replayed, and no more of it is sent"
+
+
+async def test_whose_next_head_takes_nothing_more_is_replayed() -> None:
+    """The others go all the same."""
+    pushes, heads, _ = await pushed({"a": [2, 2, 0], "b": [-1, 0], "c": [4]})
+    assert heads.asked == ["a", "a", "b", "c"]
+    assert pushes.seen(stream("a")).bytes is None
+    assert pushes.seen(stream("b")).bytes is None
+    assert pushes.seen(stream("c")).bytes == 0
+
+
+async def test_who_has_nobody_to_go_to_is_replayed() -> None:
+    pushes, _, _ = await pushed({"a": [4]})
+    pushes.stays("b")
+    assert pushes.seen(stream("b")).bytes is None
