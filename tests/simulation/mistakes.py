@@ -333,7 +333,7 @@ MISTAKES = (
     Mistake(
         "a generation is granted to whichever model's head",
         GRANTING,
-        "return head.route.model == request.model and",
+        "return head.route.model == needs.model and",
         "return",
     ),
     Mistake(
