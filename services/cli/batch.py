@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+from urllib.parse import SplitResult, quote, urlsplit
 
 import httpx2
 import typer
@@ -16,10 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.cli.told import told
+from services.cli.told import complain, told
 from services.common import api_keys
+from services.common.results import check_place, discard
 
 app = typer.Typer(help="Requests by the file, answered within a day.", no_args_is_help=True)
+T = TypeVar("T")
 console = Console()
 ENDPOINT = "/v1/chat/completions"
 LOOK_S = 0.5
@@ -53,6 +57,7 @@ def submit(
 
     def act() -> dict[str, Any]:
         routers = Routers(data_dir, url)
+        _check_output(output)
         try:
             with file.open("rb") as content:
                 sent = routers.ask(
@@ -84,7 +89,8 @@ def status(
 
     def act() -> dict[str, Any]:
         routers = Routers(data_dir, url)
-        found = routers.ask("GET", f"/v1/batches/{batch}")
+        _check_output(output)
+        found = routers.ask("GET", f"/v1/batches/{_named(batch)}")
         return _watched(routers, found, as_json) if wait else found
 
     _tell(told(act), as_json, output, data_dir, url)
@@ -98,8 +104,22 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Asks nothing more of a batch; what was done is kept."""
-    found = told(lambda: Routers(data_dir, url).ask("POST", f"/v1/batches/{batch}/cancel"))
+    found = told(lambda: Routers(data_dir, url).ask("POST", f"/v1/batches/{_named(batch)}/cancel"))
     _tell(found, as_json, None, data_dir, url)
+
+
+def _named(batch: str) -> str:
+    """A batch in a path: whatever stands in its name, it is one part of it."""
+    return quote(batch, safe="") or "-"
+
+
+def _check_output(path: Path | None) -> None:
+    """Before a wait that may take a day; raises MeshError."""
+    if path is not None:
+        try:
+            check_place(path)
+        except OSError as error:
+            raise MeshError(f"--output: {path}: {error.strerror}") from None
 
 
 class Routers:
@@ -108,6 +128,9 @@ class Routers:
     def __init__(self, data_dir: Path, url: str) -> None:
         """Raises MeshError when there is none."""
         if url:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
+                raise MeshError(f"--url: {url[:200]} is no address of a router: http://HOST:PORT")
             self._urls = [url.rstrip("/")]
         else:
             services = MeshDirectory(data_dir).running().services
@@ -116,24 +139,41 @@ class Routers:
 
     def ask(self, method: str, path: str, **sent: Any) -> dict[str, Any]:
         """The answer. Raises MeshError for an error, or when no router answers for AWAY_S."""
-        with self._answered(method, path, **sent) as response:
+
+        def receive(response: httpx2.Response) -> dict[str, Any]:
             response.read()
-            answer: dict[str, Any] = response.json()
+            try:
+                answer = response.json()
+            except ValueError:
+                answer = None
+            if not isinstance(answer, dict) or "id" not in answer:
+                raise MeshError(f"{response.url}: what answers there is no router")
             return answer
 
-    def write(self, file_id: str, target: Path) -> None:
-        """A file's bytes. Raises MeshError."""
-        with self._answered("GET", f"/v1/files/{file_id}/content") as response:
-            try:
-                with target.open("wb") as file:
-                    for part in response.iter_bytes():
-                        file.write(part)
-            except OSError as error:
-                raise MeshError(f"{target}: {error.strerror}") from None
+        return self._asked(receive, method, path, **sent)
 
-    @contextmanager
-    def _answered(self, method: str, path: str, **sent: Any) -> Iterator[httpx2.Response]:
-        deadline_s = time.monotonic() + AWAY_S
+    def write(self, file_id: str, target: Path) -> None:
+        """A file's bytes, whole or not at all. Raises MeshError."""
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+
+        def receive(response: httpx2.Response) -> None:
+            with partial.open("wb") as file:
+                for part in response.iter_bytes():
+                    file.write(part)
+            partial.replace(target)
+
+        try:
+            self._asked(receive, "GET", f"/v1/files/{file_id}/content")
+        except OSError as error:
+            raise MeshError(f"{target}: {error.strerror}") from None
+        finally:
+            discard(partial)
+
+    def _asked(
+        self, receive: Callable[[httpx2.Response], T], method: str, path: str, **sent: Any
+    ) -> T:
+        """What `receive` makes of the answer; of another one where it breaks off."""
+        deadline_s, waits = time.monotonic() + AWAY_S, False
         while True:
             url = self._urls[self._turn % len(self._urls)]
             timeout = httpx2.Timeout(30.0, write=UPLOAD_S)
@@ -143,26 +183,37 @@ class Routers:
                     client.stream(method, url + path, **sent) as response,
                 ):
                     if response.status_code == 200:
-                        yield response
-                        return
+                        return receive(response)
                     response.read()
                     again = response.status_code in (429, 503)
                     said = _message(response)
             except httpx2.TransportError as error:
-                again, said = True, f"{url}: {error}"
+                again, said = True, f"{url}: {error or type(error).__name__}"
             if not again or time.monotonic() > deadline_s:
                 raise MeshError(said)
+            if not waits:
+                complain(f"{said}; asking on for {AWAY_S:g} s")
+                waits = True
             for _, content in sent.get("files", {}).values():
                 content.seek(0)
             self._turn += 1
             time.sleep(LOOK_S)
 
 
+def _has_port(parts: SplitResult) -> bool:
+    """Or none at all, which is the scheme's."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+
+
 def _message(response: httpx2.Response) -> str:
     try:
         error = response.json()["error"]
         named = f"{error['param']}: " if error.get("param") else ""
-        return f"{named}{error['message']}"
+        advice = f"; {api_keys.ADVICE}" if response.status_code == 401 else ""
+        return f"{named}{error['message']}{advice}"
     except (ValueError, KeyError, TypeError):
         return f"the router answered {response.status_code}"
 
@@ -171,10 +222,16 @@ def _watched(routers: Routers, batch: dict[str, Any], quietly: bool) -> dict[str
     """The batch once it has ended."""
     shown = nullcontext(_unseen) if quietly or not console.is_terminal else _bar(batch["id"])
     with shown as show:
-        while batch["status"] not in ENDS:
-            show(batch)
-            time.sleep(LOOK_S)
-            batch = routers.ask("GET", f"/v1/batches/{batch['id']}")
+        try:
+            while batch["status"] not in ENDS:
+                show(batch)
+                time.sleep(LOOK_S)
+                batch = routers.ask("GET", f"/v1/batches/{batch['id']}")
+        except KeyboardInterrupt:  # whoever waits no longer needs its name, to come back to it
+            complain(
+                f"{batch['id']} goes on; `shunt batch status {batch['id']}` tells how far it is"
+            )
+            raise
         show(batch)
     return batch
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from services.cli.told import complain, told
 from services.common.errors import ShuntError
+from services.common.private import replace_file
+from services.common.results import check_place
 
 if TYPE_CHECKING:
     from simulator.fleet.fidelity import Fidelity
@@ -52,17 +55,12 @@ def record(
         count = max(1, round(rate * duration))
         drawn = Generator(count, rate, input_mean, output_mean, 0.5, 0.5)
         load = drawn.draw(Random(f"record {seed}"))
-    directory, partial = MeshDirectory(data_dir), out.with_name(f"{out.name}.partial")
-    try:
-        partial.touch()  # a recording takes long, and would have nowhere to go
-        found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
-        partial.write_text(found.text())
-        partial.replace(out)
-    except OSError as error:
-        complain(f"--out: {out}: {error.strerror}")
-        raise typer.Exit(1) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with _written(out):
+        check_place(out)
+    directory = MeshDirectory(data_dir)
+    found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
+    with _written(out):
+        replace_file(out, found.text().encode(), 0o644)
     finished = sum(one.outcome == "finished" for one in found.requests)
     print(f"{finished} of {len(found.requests)} requests finished, {len(found.windows)} windows")
 
@@ -78,14 +76,13 @@ def fit(
     from simulator.fleet.fitting import fit as fitted
     from simulator.fleet.recording import read_recording
 
+    with _written(out):
+        check_place(out)
     bounds = BatchBounds(token_budget=token_budget, max_sequences=max_sequences)
     profile, residuals = _checked(lambda: fitted(read_recording(recording), out.stem, bounds))
     text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
-    try:
-        out.write_text(text)
-    except OSError as error:
-        complain(f"--out: {out}: {error.strerror}")
-        raise typer.Exit(1) from None
+    with _written(out):
+        replace_file(out, text.encode(), 0o644)
     table = Table("stage", "windows", "error", "bias", box=SIMPLE_HEAD)
     for one in residuals:
         table.add_row(one.kind, str(one.windows), f"{one.error:.1%}", f"{one.bias:+.1%}")
@@ -114,6 +111,16 @@ def replay(
         print(json.dumps({name: one.as_json() for name, one in accounts.items()}))
     else:
         Console().print(_table(accounts))
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """A file that cannot be had becomes a line on stderr, and exit status 1."""
+    try:
+        yield
+    except OSError as error:
+        complain(f"--out: {out}: {error.strerror}")
+        raise typer.Exit(1) from None
 
 
 def _checked(action: Callable[[], T]) -> T:

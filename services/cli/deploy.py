@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,6 +40,8 @@ class Wish:
 
 async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Console) -> None:
     """Returns once the model takes requests; raises MeshError."""
+    if not wish.weight > 0:  # the API takes 0 for a weight that is not told
+        raise MeshError("--weight is over 0")
     address = await controller_address(directory)
     models.import_if_missing(directory, name, console)
     await _check_computed(directory, name, address)
@@ -51,11 +54,16 @@ async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Conso
     )
     request = pb.DeployRequest(model=ref, aim=aim)
     answer = await _asked(directory, lambda stub: stub.Deploy(request, timeout=CALL_S))
+    deadline_s = time.monotonic() + READY_S
     with console.status(f"plan {answer.plan_number}: {name} is loading") as spinner:
-        async with asyncio.timeout(READY_S):
-            while (left := await _lacking(directory, name)) is not None:
-                spinner.update(f"plan {answer.plan_number}: {left}")
-                await asyncio.sleep(LOOK_S)
+        while (left := await _lacking(directory, name)) is not None:
+            if time.monotonic() > deadline_s:
+                raise MeshError(
+                    f"{name} does not serve after {READY_S:g} s, and goes on trying: {left} "
+                    f"(see shunt status; `shunt undeploy {name}` ends that)"
+                )
+            spinner.update(f"plan {answer.plan_number}: {left}")
+            await asyncio.sleep(LOOK_S)
     console.print(f"{name} is deployed (plan {answer.plan_number})", highlight=False)
 
 

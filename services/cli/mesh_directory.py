@@ -112,11 +112,16 @@ class MeshDirectory:
             yield
 
     def read(self) -> MeshState | None:
-        """The state, None when no mesh was ever here or it was taken down."""
+        """The state, None when no mesh was ever here or it was taken down. Raises MeshError where
+        that cannot be told: a state that nobody may read is not the absence of a mesh."""
         try:
             text = self._state_path.read_text()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except UnicodeDecodeError:
+            text = ""
+        except OSError as error:
+            raise MeshError(f"{self._state_path} cannot be read: {error.strerror}") from None
         try:
             fields = json.loads(text)
             services = tuple(ServiceRecord(**service) for service in fields.pop("services"))

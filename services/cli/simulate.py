@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,9 @@ def run(
     report: Report = None,
 ) -> None:
     """Runs the scenario under each of its strategies and seeds."""
-    outcomes = _outcomes(_tasks(scenario, seed), jobs)
+    tasks = _tasks(scenario, seed)
+    _check_report(report)
+    outcomes = _outcomes(tasks, jobs)
     _report(report, outcomes)
     if as_json:
         found = [one.as_json() for one in outcomes]
@@ -87,6 +90,7 @@ def compare(
             complain(f"two scenarios are called {name[:64]}")
             raise typer.Exit(2)
     tasks = [task for scenario in scenarios for task in _tasks(scenario, None)]
+    _check_report(report)
     outcomes = _outcomes(tasks, jobs or os.cpu_count() or 1)
     _report(report, outcomes)
     found = compared(outcomes)
@@ -102,20 +106,39 @@ def compare(
     Console().print(table)
 
 
+def _check_report(directory: Path | None) -> None:
+    """Before runs that may take hours."""
+    if directory is not None:
+        with _reporting(directory):
+            from simulator.fleet.report import check_report
+
+            check_report(directory)
+
+
 def _report(directory: Path | None, outcomes: Sequence[Outcome]) -> None:
     if directory is None:
         return
-    from simulator.fleet.report import write_report
+    with _reporting(directory):
+        from simulator.fleet.report import write_report
 
-    try:
         page = write_report(directory, outcomes)
+    Console(stderr=True).print(f"report: {page}", soft_wrap=True)
+
+
+@contextmanager
+def _reporting(directory: Path) -> Iterator[None]:
+    """A report that cannot be had becomes a line on stderr, and exit status 1."""
+    try:
+        yield
     except ImportError:
         complain("a report needs matplotlib: pip install 'shuntserve[experiments]'")
         raise typer.Exit(1) from None
-    except (ShuntError, OSError) as error:
-        complain(str(error))
+    except ShuntError as error:
+        complain(f"--report: {error.message}")
         raise typer.Exit(1) from None
-    Console(stderr=True).print(f"report: {page}", soft_wrap=True)
+    except OSError as error:
+        complain(f"--report: {directory}: {error.strerror}")
+        raise typer.Exit(1) from None
 
 
 def _read(path: Path) -> Scenario:

@@ -186,7 +186,8 @@ class Supervisor:
             for service in self._services:
                 if service.last_exit == BAD_SETTING or service.deaths >= EARLY_DEATHS:
                     name = service.spec.name
-                    said = self._directory.log_tail(name, start=service.log_start)
+                    tail = self._directory.log_tail(name, start=service.log_start)
+                    said = "\n".join(dict.fromkeys(tail.splitlines()))  # each start says the same
                     reason = service.fault or said or f"exit status {service.last_exit}"
                     raise MeshError(f"{name} does not start:\n{reason}")
             if time.monotonic() > deadline:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from services.common.results import discard
+
 _OTHERS = 0o077
 
 
@@ -26,14 +28,19 @@ def make_private(directory: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes, mode: int) -> None:
-    """Who reads meanwhile has the file before or this one, never a part. Raises OSError."""
+    """Who reads meanwhile has the file before or this one, never a part; what could not be written
+    leaves nothing beside. Raises OSError, of the file itself."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        partial.unlink(missing_ok=True)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        discard(partial)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ def read(kind: type[S]) -> S:
         prefix = str((TlsSettings if tls else kind).model_config.get("env_prefix") or "")
         for fault in error.errors():
             name = prefix + "__".join(str(part) for part in fault["loc"])
-            told = f"{name.upper()}: {fault['msg']}"
+            told = f"{name.upper()}: {fault['msg'].removeprefix('Value error, ')}"
             if fault["type"] in (_INCOMPLETE, _UNUSABLE):  # of several settings; its text names one
                 told = fault["msg"]
             print(f"bad setting {told}", file=sys.stderr)

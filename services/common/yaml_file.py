@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,26 +20,50 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Loader(yaml.SafeLoader):
+    """As YAML says, a key stands once in a mapping; PyYAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"{key.value[:40]!r} stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, kind: type[Document]) -> Document:
     """A YAML file checked by its schema; InvalidArgument names file, place and fault."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidArgument(f"{path.name} is over {MAX_FILE_BYTES} bytes", field=path.name)
+            raise InvalidArgument(f"{path.name} is over {MAX_FILE_BYTES} bytes")
         text = path.read_text()
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path.name} is not YAML", field=path.name) from error
+        raise InvalidArgument(f"{path.name} is not YAML") from error
     except OSError as error:
-        raise NotFound(f"cannot read {path.name}: {error.strerror}", field=path.name) from error
+        raise NotFound(f"cannot read {path.name}: {error.strerror}") from error
     return parse_yaml(text, path.name, kind)
 
 
 def parse_yaml(text: str, name: str, kind: type[Document]) -> Document:
     """The same of a text, which goes by this name."""
     try:
-        return kind.model_validate(yaml.safe_load(text))
+        loaded = yaml.load(text, _Loader)
+        if not isinstance(loaded, dict):
+            raise InvalidArgument(f"{name}:1: has no field; a mapping of fields is wanted")
+        return kind.model_validate(loaded)
+    except yaml.MarkedYAMLError as error:
+        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        told = error.problem or error.context
+        raise InvalidArgument(f"{name}:{line}: is not YAML: {told}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidArgument(f"{name} is not YAML", field=name) from error
+        raise InvalidArgument(f"{name} is not YAML") from error
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise InvalidArgument(f"{name}: {place}: {fault['msg']}", field=place) from error
+        where = f"{name}: {place}" if place else name
+        told = fault["msg"].removeprefix("Value error, ")
+        raise InvalidArgument(f"{where}: {told}", field=place) from error

@@ -9,6 +9,7 @@ from prometheus_client import Counter
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import event_loop, logs, settings, telemetry
+from services.common.errors import InvalidArgument
 from services.common.roles import Role
 from services.common.server import Server, until_signal
 from services.tensorstore.link_share import LinkShare
@@ -82,7 +83,10 @@ def main() -> None:
         metrics_host=chosen.host,
         metrics_port=chosen.metrics_port,
     )
-    event_loop.run(_serve_and_end(chosen))
+    try:
+        event_loop.run(_serve_and_end(chosen))
+    except InvalidArgument as error:
+        settings.refuse(chosen.name_of(error.field), error.message)
 
 
 if __name__ == "__main__":

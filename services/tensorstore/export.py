@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from services.common.results import discard
 from services.tensorstore.cache.residence import Progress
 from services.tensorstore.client import Layers, StoredModel
 from services.tensorstore.places.directory import translate
@@ -48,7 +49,7 @@ def export(
                         progress(done, at)
             temporary.replace(out)
         except OSError as error:
-            raise translate(error) from None
+            raise translate(OSError(error.errno, error.strerror, str(out))) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
     return 8 + len(text) + at

@@ -20,6 +20,7 @@ import numpy as np
 from blake3 import blake3
 
 from services.common.errors import InvalidArgument
+from services.common.results import discard
 from services.model.tensors import EMBEDDING, LM_HEAD
 from services.tensorstore.format.dtypes import item_bytes
 from services.tensorstore.format.manifest import (
@@ -204,7 +205,7 @@ class _Packer:
         except OSError as error:
             raise translate(error) from None
         finally:
-            path.unlink(missing_ok=True)
+            discard(path)
         self.chunks.append(chunk)
 
     def put_bytes(self, data: bytes) -> str:
@@ -215,7 +216,7 @@ class _Packer:
         except OSError as error:
             raise translate(error) from None
         finally:
-            path.unlink(missing_ok=True)
+            discard(path)
         return digest
 
     def _put(self, digest: str, size_bytes: int, path: Path) -> None:

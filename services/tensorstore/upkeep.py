@@ -12,6 +12,7 @@ from functools import partial
 from blake3 import blake3
 
 from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.results import discard
 from services.tensorstore.cache.residence import Progress
 from services.tensorstore.format.manifest import Chunk, Manifest
 from services.tensorstore.format.tile_check import TileCheck
@@ -166,5 +167,5 @@ def _copy_object(source: Backend, target: Backend, digest: str, size_bytes: int)
     except OSError as error:
         raise translate(error) from None
     finally:
-        path.unlink(missing_ok=True)
+        discard(path)
     return True

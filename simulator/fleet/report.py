@@ -12,9 +12,11 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib import import_module
 from pathlib import Path
 
 from services.common.errors import AlreadyExists
+from services.common.results import check_folder
 from simulator.fleet import figures
 from simulator.fleet.comparison import Compared, compared
 from simulator.fleet.result import Outcome
@@ -29,10 +31,18 @@ STYLE = (
 )
 
 
-def write_report(directory: Path, outcomes: Sequence[Outcome]) -> Path:
-    """The page. Raises AlreadyExists where there is something that is no report."""
+def check_report(directory: Path) -> None:
+    """Whether one could be written there. Raises AlreadyExists where there is something that is no
+    report, OSError, and ImportError without matplotlib."""
+    import_module("matplotlib")
     if directory.exists() and not _is_report(directory):
         raise AlreadyExists(f"{directory} is there and is no report", field="report")
+    check_folder(directory)
+
+
+def write_report(directory: Path, outcomes: Sequence[Outcome]) -> Path:
+    """The page. Raises as `check_report` does."""
+    check_report(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

@@ -43,6 +43,9 @@ SPLITS = "splits.py"
 NOTES = "services/controller/core/cluster/notes.py"
 INCOMING = "services/engine/core/incoming.py"
 AHEAD = "ahead.py"
+GATHERING = "services/engine/core/gathering.py"
+SHELF = "services/engine/core/shelf.py"
+SHELVES = "shelves.py"
 
 
 @dataclass(frozen=True)
@@ -346,7 +349,7 @@ MISTAKES = (
     Mistake(
         "a generation is granted to whichever model's head",
         GRANTING,
-        "return head.route.model == request.model and",
+        "return head.route.model == needs.model and",
         "return",
     ),
     Mistake(
@@ -667,6 +670,41 @@ MISTAKES = (
         "            fresh = [block for _, block in one.fetch.blocks]\n"
         "            self._scheduler.give_beginning(one.there, fresh, ())\n",
         AHEAD,
+    ),
+    Mistake(
+        "what comes of a block is taken unchecked",
+        GATHERING,
+        "        return own == piece.checksum",
+        "        return True",
+        SHELVES,
+    ),
+    Mistake(
+        "what comes twice counts both times",
+        GATHERING,
+        " or not lacking.issuperset(piece.layers):",
+        ":",
+        SHELVES,
+    ),
+    Mistake(
+        "a shelf keeps more than it may",
+        SHELF,
+        "        if self.used_bytes + len(data) > self._limit_bytes:\n            return False\n",
+        "",
+        SHELVES,
+    ),
+    Mistake(
+        "a layer that is kept twice is sent twice",
+        SHELF,
+        "range(max(end, kept.layers.start), min(",
+        "range(kept.layers.start, min(",
+        SHELVES,
+    ),
+    Mistake(
+        "what is kept anew goes when it was to go first",
+        SHELF,
+        "            if kept.until_s > now_s:\n",
+        "            if False:\n",
+        SHELVES,
     ),
     Mistake(
         "a pipeline keeps its phase whatever the plan says",

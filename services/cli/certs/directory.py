@@ -16,6 +16,7 @@ from services.cli.certs.authority import Authority, Issued, Wish, key_pem, read_
 from services.common.certificate_files import AUTHORITY, CERTIFICATE, KEY, CertificateFiles, Pem
 from services.common.errors import AlreadyExists, FailedPrecondition
 from services.common.private import locked, make_private, replace_file
+from services.common.results import discard
 from services.common.roles import Identity
 
 AUTHORITY_KEY = "authority.key"
@@ -31,7 +32,11 @@ def create_authority(directory: Path, mesh: str, days: int, now: datetime) -> Au
         if any((directory / name).exists() for name in (AUTHORITY, AUTHORITY_KEY)):
             raise AlreadyExists(f"{directory} has an authority", field="directory")
         replace_file(directory / AUTHORITY_KEY, key_pem(authority.key), _PRIVATE)
-        replace_file(directory / AUTHORITY, authority.pem, _OPEN)
+        try:
+            replace_file(directory / AUTHORITY, authority.pem, _OPEN)
+        except OSError:
+            discard(directory / AUTHORITY_KEY)  # a half would be no authority, and keep others away
+            raise
     return authority
 
 

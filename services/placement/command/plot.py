@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import InvalidArgument, NotFound
+from services.common.results import check_place
 
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def draw(data: dict[str, Any], path: Path, others: Sequence[dict[str, Any]] = ()) -> None:
-    """Writes the picture of a plan's data; `others` are plans to compare it with."""
+def check_plot(path: Path) -> None:
+    """Whether a picture could be written there, before what it shows is computed. Raises
+    InvalidArgument and NotFound."""
     if path.suffix not in FORMATS:
         raise InvalidArgument(f"a picture ends in {', '.join(FORMATS)}", field="plot")
+    try:
+        check_place(path)
+    except OSError as error:
+        raise NotFound(f"cannot write {path}: {error.strerror}", field="plot") from error
+
+
+def draw(data: dict[str, Any], path: Path, others: Sequence[dict[str, Any]] = ()) -> None:
+    """Writes the picture of a plan's data; `others` are plans to compare it with. Raises as
+    `check_plot` does."""
+    check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,4 +75,4 @@ def draw(data: dict[str, Any], path: Path, others: Sequence[dict[str, Any]] = ()
     try:
         figure.savefig(path)
     except OSError as error:
-        raise NotFound(f"cannot write {path.name}: {error.strerror}", field="plot") from error
+        raise NotFound(f"cannot write {path}: {error.strerror}", field="plot") from error

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
+from services.common.results import discard
 from services.tensorstore.format.names import (
     check_digest,
     check_model_name,
@@ -163,7 +164,7 @@ class DirectoryBackend:
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
+            discard(path)
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -231,5 +232,6 @@ def sync_directory(path: Path) -> None:
 def translate(error: OSError) -> ShuntError:
     """The error tree's name for what the operating system said."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceExhausted(f"no space left: {error.strerror}", field="store")
+        where = f" at {error.filename}" if error.filename else ""
+        return ResourceExhausted(f"no space left{where}: {error.strerror}", field="store")
     return Unavailable(f"{error.strerror}: {error.filename or 'store'}", field="store")

@@ -10,6 +10,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
+from services.controller import __main__ as controller
 from tests.contract.controller.controller_process import (
     START_S,
     open_channel,
@@ -106,3 +107,27 @@ async def test_a_bad_setting_is_named(environment: dict[str, str]) -> None:
         _, told = await asyncio.wait_for(process.communicate(), START_S)
     assert process.returncode == 2
     assert b"SHUNT_CONTROLLER_NODE_SPEEDS" in told
+
+
+def test_a_directory_that_cannot_be_had_is_a_bad_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("configure", "shutdown"):
+        monkeypatch.setattr(f"services.common.telemetry.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("services.common.logs.configure", lambda *_: None)
+    monkeypatch.setattr("services.controller.__main__.keep_files_private", lambda: None)
+    (tmp_path / "file").write_text("")
+    for setting, value in (
+        ("DATA_DIR", f"{tmp_path / 'file'}"),
+        ("DATA_DIR", f"{tmp_path / 'file' / 'below'}"),
+        ("JOURNAL", f"sqlite:{tmp_path / 'file' / 'below' / 'journal.db'}"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv("SHUNT_CONTROLLER_DATA_DIR", str(tmp_path / "data"))
+            patched.setenv(f"SHUNT_CONTROLLER_{setting}", value)
+            with pytest.raises(SystemExit) as stop:
+                controller.main()
+        assert stop.value.code == 2
+        assert f"bad setting SHUNT_CONTROLLER_{setting}: {tmp_path / 'file'}" in (
+            capsys.readouterr().err
+        )

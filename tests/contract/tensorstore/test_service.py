@@ -16,6 +16,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.common.generation import LayerRange
+from services.tensorstore import __main__ as process
 from services.tensorstore.client import open_store
 from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
@@ -273,3 +274,16 @@ def test_a_file_beside_the_weights_may_be_empty(tmp_path: Path, start_service: A
     files = open_store(f"grpc://{address}").model("tiny").tokenizer_files()
     assert files["merges.txt"] == b""
     assert files["tokenizer.json"] == (source / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("store", ["ftp://host/models", "s3://"])
+def test_a_store_that_is_none_is_a_bad_setting(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("services.common.telemetry.configure", lambda *_, **__: None)
+    monkeypatch.setattr("services.common.logs.configure", lambda *_: None)
+    monkeypatch.setenv("SHUNT_TENSORSTORE_STORE", store)
+    with pytest.raises(SystemExit) as stop:
+        process.main()
+    assert stop.value.code == 2
+    assert "bad setting SHUNT_TENSORSTORE_STORE: " in capsys.readouterr().err

@@ -149,6 +149,24 @@ async def test_it_waits_for_nothing_that_never_comes(
         await deployed(mesh)
 
 
+async def test_it_says_what_it_waited_for_in_vain(
+    mesh: MeshDirectory, controller: tuple[Controller, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "READY_S", -1.0)
+    controller[0].looks = 9
+    with pytest.raises(MeshError, match=r"goes on trying: .*slow.*shunt undeploy other"):
+        await deployed(mesh)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+async def test_a_model_without_weight_is_refused(
+    mesh: MeshDirectory, controller: tuple[Controller, str], weight: float
+) -> None:
+    with pytest.raises(MeshError, match="--weight is over 0"):
+        await deployed(mesh, Wish(weight=weight))
+    assert controller[0].asked == []
+
+
 async def test_undeploying_names_the_model(
     mesh: MeshDirectory, controller: tuple[Controller, str]
 ) -> None:

@@ -73,6 +73,25 @@ def test_commands_speak_as_the_operator_of_a_mesh_with_certificates(
     assert (stop.value.code, os.environ["SHUNT_TLS_DIRECTORY"]) == (2, "mine")
 
 
+@pytest.mark.parametrize("when", ["mount", "app"])
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "mount", lambda _: None)
+    monkeypatch.setattr(cli, when, interrupted)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stop.value.code == 130
+
+
 @pytest.mark.parametrize("command", ["status", "chat"])
 def test_without_a_mesh_a_command_says_so_and_fails(command: str, tmp_path: Path) -> None:
     told = _run(command, "--data-dir", str(tmp_path))

@@ -55,6 +55,12 @@ def test_a_foreign_state_file_is_an_error_that_names_it(tmp_path: Path, text: st
         MeshDirectory(tmp_path).read()
 
 
+def test_a_state_that_cannot_be_read_is_not_the_absence_of_a_mesh(tmp_path: Path) -> None:
+    (tmp_path / "mesh.json").mkdir()
+    with pytest.raises(MeshError, match=r"mesh\.json cannot be read: Is a directory"):
+        MeshDirectory(tmp_path).read()
+
+
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     directory = MeshDirectory(tmp_path / "file" / "below")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from services.cli.simulate import app
@@ -30,6 +31,13 @@ def written(directory: Path, text: str = SCENARIO) -> str:
     return str(path)
 
 
+def written_beside(directory: Path) -> str:
+    """The scenario alone."""
+    path = directory / "scenario.yaml"
+    path.write_text(SCENARIO)
+    return str(path)
+
+
 def test_several_runs_are_a_list_and_one_is_an_object(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["run", written(tmp_path), "--json"])
     assert told.exit_code == 0
@@ -54,6 +62,34 @@ def test_a_mistake_is_a_line_and_exit_status_two(tmp_path: Path) -> None:
     assert told.exit_code == 2
     assert "scenario.yaml:5: workload.generator.requests: " in told.stderr
     assert told.stdout == ""
+
+
+def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, SCENARIO + "seeds: [0")
+    told = CliRunner().invoke(app, ["run", path])
+    assert told.exit_code == 2
+    assert "scenario.yaml:9: is not YAML: " in told.stderr
+    (tmp_path / "cluster.yaml").write_text("instances: [")
+    told = CliRunner().invoke(app, ["run", written_beside(tmp_path)])
+    assert "cluster.yaml:1: is not YAML: " in told.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("services.cli.simulate._outcomes", never)
+    path, report = written(tmp_path), tmp_path / "cluster.yaml"
+    told = CliRunner().invoke(app, [command, path, "--report", str(report)])
+    assert told.exit_code == 1
+    assert "--report: " in told.stderr
+    assert "is there and is no report" in told.stderr
+    told = CliRunner().invoke(app, [command, path, "--report", str(report / "r")])
+    assert told.exit_code == 1
+    assert f"--report: {report / 'r'}: Not a directory" in told.stderr
 
 
 def test_scenarios_of_one_name_are_not_compared(tmp_path: Path) -> None:

@@ -207,6 +207,19 @@ def test_a_file_that_cannot_be_read_or_written_is_named(
     assert "error: " in run(*arguments, code=2).stderr
 
 
+@pytest.mark.parametrize("command", [("solve", "--model", "qwen3-32b"), ("compare",)])
+@pytest.mark.parametrize("picture", ["x.gif", "nowhere/x.png"])
+def test_a_picture_that_cannot_be_written_is_told_before_a_plan_is_made(
+    paper, monkeypatch: pytest.MonkeyPatch, command, picture
+):
+    def never(*_):
+        raise AssertionError("it was planned")
+
+    monkeypatch.setattr("services.placement.cli.planner", never)
+    result = run(*command, "--cluster", paper, "--plot", picture, code=2)
+    assert "error: plot: " in result.stderr
+
+
 def test_an_unknown_planner_is_refused_before_anything_is_compared(paper):
     result = run("compare", "--cluster", paper, "--planners", "vllm,best", code=2)
     assert "unknown planner 'best'" in result.stderr

@@ -7,6 +7,7 @@ from stat import S_IMODE
 
 import pytest
 
+from services.cli.certs import directory
 from services.cli.certs.authority import Wish, hosts_of, identity_from
 from services.cli.certs.directory import (
     AuthorityDirectory,
@@ -17,6 +18,7 @@ from services.cli.certs.directory import (
     write,
 )
 from services.common.errors import AlreadyExists, FailedPrecondition
+from services.common.private import replace_file
 
 NOW = datetime.now(UTC)
 
@@ -46,6 +48,19 @@ def test_an_authority_is_never_replaced(left: str, authority: AuthorityDirectory
         (authority.path / name).unlink()
     with pytest.raises(AlreadyExists):
         create_authority(authority.path, "mesh-1", 30, NOW)
+
+
+def test_no_half_of_an_authority_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(path: Path, content: bytes, mode: int) -> None:
+        if path.name == "authority.pem":
+            raise OSError(28, "No space left on device", str(path))
+        replace_file(path, content, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "replace_file", replace)
+        with pytest.raises(OSError, match="No space left"):
+            create_authority(tmp_path / "b", "mesh-1", 30, NOW)
+    create_authority(tmp_path / "b", "mesh-1", 30, NOW)
 
 
 @pytest.mark.parametrize("absent", ["authority.pem", "authority.key"])

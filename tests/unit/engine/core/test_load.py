@@ -40,11 +40,12 @@ def test_the_gauge_tells_what_runs_and_waits_by_tenant_and_lane() -> None:
 
 def test_times_and_lengths_follow_what_steps_and_answers_took() -> None:
     driver, gauge, now_s = Driver(SchedulerSettings(64, 8, 8, 1000), 64, 1), LoadGauge(), 0.0
+    driver.took_s = lambda rows: 0.010 + 0.001 * rows
     for index in range(6):
         driver.start(str(index), 10 * (index + 1), 10 + index)
     while (step := driver.depart()) is not None:
         gauge.departed(step, now_s)
-        took_s = 0.010 + 0.001 * step.batch.rows
+        took_s = driver.took_s(step.batch.rows)
         now_s += took_s + 0.004
         driver.arrive()
         gauge.came_back(step.number, took_s, now_s)

@@ -115,7 +115,9 @@ def test_more_work_makes_nobody_sooner(load: HeadLoad, rows: int, lane: int) -> 
 def measured(seed: int, count: int) -> list[float]:
     """Ratios of what a scheduler took, in made-up time, to what was predicted."""
     chance = random.Random(seed)
-    driver = Driver(SchedulerSettings(64, 8, 8, 1000, share_prefixes=False), 400, 1)
+    settings = SchedulerSettings(64, 8, 8, 1000, hurried_rows=64, share_prefixes=False)
+    driver = Driver(settings, 400, 1)
+    driver.took_s = lambda rows: STEP_S + ROW_S * rows
     gauge, predictor, now_s = LoadGauge(), Predictor(), 0.0
     asked: dict[str, tuple[float, float]] = {}
     ratios: list[float] = []
@@ -138,7 +140,7 @@ def measured(seed: int, count: int) -> list[float]:
             continue
         gauge.departed(step, now_s)
         before = set(driver.stopped)
-        took_s = STEP_S + ROW_S * step.batch.rows
+        took_s = driver.took_s(step.batch.rows)
         now_s += took_s
         driver.arrive()
         gauge.came_back(step.number, took_s, now_s)
@@ -167,13 +169,14 @@ def test_what_a_scheduler_takes_is_about_what_was_predicted(
 def test_who_comes_behind_a_burst_waits_until_the_burst_ends() -> None:
     """They began together and end together: no place becomes free before that."""
     driver, gauge, now_s = Driver(SchedulerSettings(64, 8, 8, 1000), 400, 1), LoadGauge(), 0.0
+    driver.took_s = lambda rows: STEP_S + ROW_S * rows
 
     def step() -> None:
         nonlocal now_s
         made = driver.depart()
         assert made is not None
         gauge.departed(made, now_s)
-        took_s = STEP_S + ROW_S * made.batch.rows
+        took_s = driver.took_s(made.batch.rows)
         now_s += took_s
         driver.arrive()
         gauge.came_back(made.number, took_s, now_s)
