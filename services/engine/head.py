@@ -247,15 +247,15 @@ class Head:
     async def _drain_at_block_ends(self, formation_id: str, replayed: frozenset[str]) -> None:
         """Each generation that is not `replayed` is sealed when its last block is full, as far as
         that is within the limit."""
-        until_s, formation = self._clock() + AT_BLOCK_ENDS_S, self._formation
+        until_s, sealed = self._clock() + AT_BLOCK_ENDS_S, 0
         while (left_s := until_s - self._clock()) > 0 and self.formation_id == formation_id:
             late = self._batching.within_blocks() - replayed
             if not late:
                 return
-            sealed = self._core.drain(formation_id, self._clock(), late)
-            self._act(sealed)
-            if sealed and formation is not None:
-                self._move(self._keep(formation_id, replayed, last=False))
+            self._act(self._core.drain(formation_id, self._clock(), late))
+            if self._core.sealed_count > sealed:
+                sealed = self._core.sealed_count
+                self._move(self._keep_sealed(formation_id, replayed, last=False))
             self._changed.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -267,6 +267,11 @@ class Head:
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
+        await self._keep_sealed(formation_id, replayed, last=last)
+
+    async def _keep_sealed(
+        self, formation_id: str, replayed: Collection[str], *, last: bool
+    ) -> None:
         formation = self._formation
         if formation is None or formation.id != formation_id:
             return

@@ -316,6 +316,34 @@ async def test_a_generation_leaves_when_its_last_block_is_full(
     assert (await _stats(new)).replayed_tokens == 1
 
 
+async def test_what_leaves_first_is_kept_before_the_last_one_leaves(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at the end of its own block."""
+    monkeypatch.setattr(head, "AT_BLOCK_ENDS_S", 60.0)
+    old = await rig.worker(step_s=0.004, max_drafts=0)
+    new = await rig.worker(kv_fetch_s=60.0, kv_silent_s=60.0)
+    await rig.form([old], [], "f1")
+    await rig.form([new], [], "f2")
+    source = source_of([old], [], "f1")
+    asked = [request(f"g{i}", PROMPT[: 70 - 8 * i], LONG) for i in range(2)]
+    streams = [generate(old, one, "f1") for one in asked]
+    for stream in streams:
+        await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    drain = engine_pb2.DrainRequest(formation_id="f1", keep_kv=True)
+    journaling = asyncio.create_task(journal(old))
+    draining = asyncio.ensure_future(old.stub.Drain(drain, timeout=60))
+    await asyncio.gather(*(stream.end() for stream in streams))
+    journaling.cancel()
+    for one, stream in zip(asked, streams, strict=True):
+        assert stream.closed == engine_pb2.CLOSE_REASON_MOVED
+        assert (len(one.prompt_ids) + len(stream.ids[0])) % 16 == 1
+        goes_on = await resumed(new, one, "f2", stream.ids[0], source)
+        assert stream.ids[0] + goes_on.ids[0] == expected_ids(one.prompt_ids, LONG)
+    assert (await _stats(new)).replayed_tokens == 2
+    draining.cancel()
+
+
 async def test_what_is_to_be_replayed_is_not_kept(rig: Rig) -> None:
     worker = await rig.worker(step_s=0.004)
     await rig.form([worker], [], "f1")
