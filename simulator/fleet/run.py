@@ -63,6 +63,7 @@ SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
     {
+        *("node_launched", "node_registered", "stage_loaded"),
         *("node_lost", "interruption_noticed", "plan_chosen", "plan_ready", "pipeline_ready"),
         *("pipeline_lost", "handover_started", "handover_finished", "replacement_ready"),
     }
