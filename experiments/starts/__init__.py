@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from experiments.experiment import Experiment, Ground, Size
+from experiments.experiment import Experiment, Ground
 from experiments.fleets import Play, played, scenario_at
 from experiments.starts.parts import Event, Parts, parts_of
 from experiments.table import Cell, Column, Rows
@@ -14,7 +14,6 @@ from experiments.table import Cell, Column, Rows
 FOLDER = Path(__file__).parent
 SCENARIOS = FOLDER.parent / "spot_tolerance"
 SIMULATED = {"70B, simulated s": "scenario-a", "32B, simulated s": "32b-scenario-a"}
-MESH, ALONE = "local mesh, measured s", "alone, measured s"
 HORIZON_S = 600.0
 """Nodes are taken at 300 s, and those that follow them serve before its end."""
 PROCESS, LOAD, FORM, WHOLE = (
@@ -23,18 +22,12 @@ PROCESS, LOAD, FORM, WHOLE = (
     "loaded to serving",
     "whole",
 )
-PYTHON, IMPORTS, PACKED, TESTED = "- Python", "- imports", "- weights packed", "- self-test"
-ROWS = (PROCESS, PYTHON, IMPORTS, LOAD, PACKED, TESTED, FORM, WHOLE)
-COLUMNS = (
-    *(Column(name, ".2f") for name in SIMULATED),
-    Column(MESH, ".2f", compared=False),
-    Column(ALONE, ".2f", compared=False),
-)
+ROWS = (PROCESS, LOAD, FORM, WHOLE)
+COLUMNS = tuple(Column(name, ".2f") for name in SIMULATED)
 
 
 def measure(ground: Ground) -> Rows:
-    """Simulated: nodes that follow those which scenario A takes, by model. A full run measures a
-    real mesh of this machine, and parts of its starts, beside that."""
+    """Nodes that follow those which scenario A takes, by model."""
     plays = [
         Play(column, scenario_at(SCENARIOS / f"{name}.yaml", HORIZON_S))
         for column, name in SIMULATED.items()
@@ -46,9 +39,7 @@ def measure(ground: Ground) -> Rows:
         )
         for name, seconds in medians(parts_of(events)).items():
             rows[name][column] = seconds
-    if ground.size is Size.FULL:
-        add_measured(rows)
-    return {name: cells for name, cells in rows.items() if cells}
+    return rows
 
 
 def medians(parts: Sequence[Parts]) -> dict[str, Cell]:
@@ -62,19 +53,6 @@ def medians(parts: Sequence[Parts]) -> dict[str, Cell]:
             (WHOLE, "whole_s"),
         )
     }
-
-
-def add_measured(rows: Rows) -> None:
-    """Of this machine as it is just now."""
-    from experiments.starts import measured
-
-    for name, seconds in medians(measured.on_a_mesh()).items():
-        rows[name][MESH] = seconds
-    python_s = measured.process_s("pass")
-    packed_s, tested_s = measured.stage_s()
-    rows[PYTHON][ALONE] = python_s
-    rows[IMPORTS][ALONE] = measured.process_s("import services.engine.__main__") - python_s
-    rows[PACKED][ALONE], rows[TESTED][ALONE] = packed_s, tested_s - packed_s
 
 
 EXPERIMENT = Experiment(
