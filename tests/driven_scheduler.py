@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common.generation import GenerationRequest, ModelRef, PriorityClass, Sampling
@@ -101,6 +102,8 @@ class Driver:
         self.wanted: dict[str, int] = {}
         self.stopped: set[str] = set()
         self.steps: list[Step] = []
+        self.took_s: Callable[[int], float] = lambda rows: 0.01
+        """What a step of so many rows keeps the stages from the next one."""
 
     def start(
         self,
@@ -135,7 +138,8 @@ class Driver:
 
     def arrive(self) -> None:
         step, sampled = self.flights.popleft()
-        result = self.scheduler.complete(step.number, sampled, 0.01)
+        took_s = self.took_s(step.batch.rows)
+        result = self.scheduler.complete(step.number, sampled, took_s)
         self.accepted += result.accepted
         for token in result.tokens:
             self.take(token)

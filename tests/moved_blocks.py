@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from services.engine.backend import BLOCK_SIZE, Batch, StageBackend
@@ -45,14 +46,38 @@ def check(
 ) -> None:
     """`alone` is the undisturbed text. At every position the full blocks are copied, and the target
     goes on behind them, to the end of the block that comes next."""
-    known = [*prompt, *alone]
+    with filled(source, [*prompt, *alone], sampling):
+        layouts = {stage.kv_layout.name for stage in (*source.stages, *target.stages)}
+        assert len(layouts) == 1
+
+        def put(full: int) -> None:
+            blocks, others = source.table(SOURCE)[:full], target.table(TARGET)[:full]
+            copy(source.stages, blocks, target.stages, others)
+
+        check_target(target, put, prompt, alone, sampling)
+
+
+@contextmanager
+def filled(source: Pipeline, known: Sequence[int], sampling: Mapping[str, Any]) -> Iterator[None]:
+    """The caches hold a whole text, but for its last id."""
     opens = [source.open(SOURCE, known, **sampling)]
     source.run(Batch([source.step(SOURCE, 0, len(known) - 1, sample=False)], opens), known[:-1])
-    layouts = {stage.kv_layout.name for stage in (*source.stages, *target.stages)}
-    assert len(layouts) == 1
+    yield
+    source.run(Batch([], closes=[SOURCE]), [])
+
+
+def check_target(
+    target: Pipeline,
+    put: Callable[[int], object],
+    prompt: Sequence[int],
+    alone: Sequence[int],
+    sampling: Mapping[str, Any],
+) -> None:
+    """At every position so many full blocks are `put` into the target, which goes on behind
+    them."""
     for cut in range(len(alone)):
         full = (len(prompt) + cut - 1) // BLOCK_SIZE
-        copy(source.stages, source.table(SOURCE)[:full], target.stages, target.table(TARGET)[:full])
+        put(full)
         ids, start = list(alone[:cut]), full * BLOCK_SIZE
         opens = [target.open(TARGET, prompt, ids, **sampling)]
         most = min(len(alone), cut + BLOCK_SIZE + 2 if cut % BLOCK_SIZE == 0 else cut + 1)
@@ -64,4 +89,3 @@ def check(
             start, opens = end, []
         target.run(Batch([], closes=[TARGET]), [])
         assert ids == list(alone[:most]), cut
-    source.run(Batch([], closes=[SOURCE]), [])

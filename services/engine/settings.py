@@ -75,9 +75,9 @@ class EngineSettings(ServiceSettings):
     kv_positions: int = Field(default=8 * 2048 + 4096, ge=16)
     """Positions the KV cache is made for, if memory allows."""
     token_budget: int = Field(default=256, ge=16, le=65536)
-    hurried_rows: int = Field(default=64, ge=16)
+    hurried_rows: int = Field(default=16, ge=16)
     """Prompt rows of a step, at most, where another tenant's next request would come before them:
-    it waits for the steps in flight."""
+    it waits for the steps in flight. Or as many as take no longer than a step without any."""
     max_sequences: int = Field(default=64, ge=1, le=1024)
     min_overlap_sequences: int = Field(default=8, ge=1)
     min_overlap_rows: int = Field(default=128, ge=1)

@@ -42,6 +42,9 @@ from services.router.settings import RouterSettings, check_reach
 NAME = "shuntserve.router.v1.RouterService"
 SEND_BUFFER_BYTES = 64 << 10
 """What the kernel keeps for a client that does not read; it would grow to megabytes by itself."""
+TAKEN_AT_ONCE = 16
+"""Connections of a crowd that comes, in one turn of the event loop. It takes one a turn of each
+socket that listens, and turns are long where much is served: who is to be refused stood there."""
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +54,11 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes connections from each of these as from many, and closes them at the end."""
+        again = [one.dup() for one in sockets or [] for _ in range(TAKEN_AT_ONCE - 1)]
+        await super().serve([*(sockets or []), *again])
 
     def keep_no_connection(self) -> None:
         """From now on every answer asks its client to come by another connection."""

@@ -238,12 +238,13 @@ class Router:
             model = await self.models.named(ask.model)
             by_s = self._deadline_s(ask, asked_s)
             with _refusals_counted("time"):
-                self._dispatch.core.check(ask.model, _least(ask), by_s, time.monotonic())
+                now_s = time.monotonic()
+                self._dispatch.core.check(ask.model, _least(ask), by_s, now_s, ask.prompt_bytes)
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             self.quotas.reserve(ask.tenant, request, time.monotonic())
             with _refusals_counted("time"):
-                sending = await self._sending(Waiter(request, by_s))
+                sending = await self._sending(Waiter(request, by_s, ask.prompt_bytes))
             route, sent_s = sending.route, time.monotonic()
             metrics.ROUTE_WAIT_S.labels(ask.model).observe(sent_s - asked_s)
             self._demand.asked(ask.model, request.prompt_tokens, request.choices)

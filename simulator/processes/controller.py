@@ -49,6 +49,7 @@ from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.departure.departure import Departure, Look
+from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Choice, Rates
 from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.departure.schedule import at_once, cheapest
@@ -72,7 +73,7 @@ FOLLOWED_S = 20.0
 LINK_BYTES_PER_S = 1000.0
 """Of KV blocks, of which a position is an id here."""
 SLOWER_S = 0.7
-"""So long before a departure ends its link is slower than it was."""
+"""So long before a departure ends its link carries a third of what it did."""
 CALL_S = 2.0
 """The longest that an engine may take to answer."""
 
@@ -132,7 +133,12 @@ class SimulatedController(Process):
         self._turns = Turns()
         self._departures: dict[str, Departure] = {}
         """By formation, while it is not drained."""
-        self._pushed_s: dict[str, float] = {}
+        self._link = Link()
+        self._link.carried(int(LINK_BYTES_PER_S), 1.0, self.clock.now_s)
+        self._over: dict[str, float] = {}
+        """Bytes of generations that are pushed, which are where they go on."""
+        self._looked_s: dict[str, float] = {}
+        """At a formation that departs, last."""
         """When the blocks of a generation began to travel."""
         self._wakes_at_s = -inf
         self._stirred = False
@@ -578,14 +584,14 @@ class SimulatedController(Process):
         if departure is None or runs_at is None:
             return
         observed, view = self.ledger.observed, self.cluster.view
-        streams = self.ledger.streams(formation_id)
         rates = observed.rates(runs_at.model, sum(view.beside(formation_id).values()))
+        streams = self.ledger.streams(formation_id)
         if self.environment.settings.kv_travels:
-            link = LINK_BYTES_PER_S / (3 if now_s > departure.end_s - SLOWER_S else 1)
-            rates = replace(rates, link_bytes_per_s=link)
-            streams = tuple(self._on_the_link(one, now_s) for one in streams)
+            self._carry(formation_id, departure.end_s, streams)
+            rates = replace(rates, link_bytes_per_s=self._link.bytes_per_s(now_s))
+            streams = tuple(map(self._on_the_link, streams))
         look = departure.look(streams, rates, observed.lengths(runs_at.model), now_s)
-        self._pushed_s |= dict.fromkeys((m.generation_id for m in look.pushes), now_s)
+        self._over |= dict.fromkeys((m.generation_id for m in look.pushes), 0.0)
         self.monitor.departs(formation_id, streams, rates, look, departure.end_s)
 
         def drained(result: Any) -> None:
@@ -600,17 +606,27 @@ class SimulatedController(Process):
 
         self._call(action.head.incarnation, "drain", (formation_id, look.running), drained)
 
-    def _on_the_link(self, stream: Leaving, now_s: float) -> Leaving:
-        """With what of its full blocks is not over yet, since it began to be pushed."""
-        full = stream.positions // BLOCK_SIZE * BLOCK_BYTES
-        over = LINK_BYTES_PER_S * (now_s - self._pushed_s.get(stream.generation_id, now_s))
-        return replace(stream, bytes=max(0, full - int(over)))
+    def _carry(self, formation_id: str, end_s: float, streams: Sequence[Leaving]) -> None:
+        """Blocks of those that are pushed have gone over since the look before."""
+        now_s, going = self.clock.now_s, [o for o in streams if o.generation_id in self._over]
+        took_s = now_s - self._looked_s.get(formation_id, now_s)
+        self._looked_s[formation_id] = now_s
+        if going and took_s:
+            rate = LINK_BYTES_PER_S / (3 if now_s > end_s - SLOWER_S else 1)
+            for one in going:
+                self._over[one.generation_id] += rate * took_s / len(going)
+            self._link.carried(int(rate * took_s), took_s, now_s)
+
+    def _on_the_link(self, stream: Leaving) -> Leaving:
+        """With what of its full blocks is not over yet."""
+        over = int(self._over.get(stream.generation_id, 0.0)) // BLOCK_BYTES
+        return stream.with_blocks(BLOCK_BYTES, BLOCK_SIZE, over)
 
     def _copy_ahead(self, action: CopyAhead) -> None:
         name, now_s = action.formation_id, self.clock.now_s
         heads = [] if action.waited_for else self.cluster.view.heads(now_s)
         promised = self.ledger.promise(name, heads)
-        streams = [self._on_the_link(one, now_s) for one in self.ledger.streams(name)]
+        streams = [self._on_the_link(one) for one in self.ledger.streams(name)]
         runs_at = self.cluster.view.runs_at(name)
         moves = at_once(streams, now_s, travels=True)
         if runs_at is not None and self.environment.random.random() < 0.5:

@@ -1,4 +1,5 @@
-"""A node is given notice, and what its pipeline had computed goes where its streams go on."""
+"""A node is given notice, and each stream of its pipeline goes on by what its reader waits for
+least: from the blocks that were computed, or from its ids."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from bench import mesh as meshes
 from tests.mesh import tiny_mesh
 
 TOKENS = 600
-CONTEXT = 400
+LONG, SHORT = 400, 60
 PATIENT = {
-    "SHUNT_CONTROLLER_HANDOVER": "kv",
+    "SHUNT_CONTROLLER_HANDOVER": "auto",
     "SHUNT_CONTROLLER_HANDOVER_AHEAD_S": "30",
     "SHUNT_CONTROLLER_HANDOVER_KEEP_S": "10",
     "SHUNT_ENGINE_KV_KEEP_S": "120",
@@ -25,6 +26,7 @@ PATIENT = {
     "SHUNT_ENGINE_KV_SILENT_S": "30",
 }
 """However slow the machine is, nothing is given up for that."""
+WAYS = {"push": "kv", "replay": "replay"}
 
 
 @pytest.mark.timeout(300)
@@ -32,7 +34,10 @@ async def test_streams_go_on_from_their_blocks_as_if_nothing_had_happened(
     tmp_path: Path, store: Path, client: httpx.AsyncClient
 ) -> None:
     env, options = {**os.environ, **PATIENT}, ("--spares", "1")
-    bodies = [kv.body_of(CONTEXT, seed) | {"max_tokens": TOKENS} for seed in (1, 2)]
+    contexts = (LONG, LONG, SHORT, SHORT)
+    bodies = [
+        kv.body_of(context, seed) | {"max_tokens": TOKENS} for seed, context in enumerate(contexts)
+    ]
     async with meshes.running(tmp_path / "mesh", env=env, options=options, store=store) as mesh:
         expected = await meshes.undisturbed(client, mesh.url(), bodies)
         await tiny_mesh.until_status(mesh, _is_warm)
@@ -56,12 +61,18 @@ async def test_streams_go_on_from_their_blocks_as_if_nothing_had_happened(
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error
         assert (record.text, record.usage) == (wanted.text, wanted.usage)
-    ways = {g["id"]: g["moved_by"] for g in moved_by["generations"] if g["id"] in names}
-    assert ways == dict.fromkeys(names, "kv")
-    (ahead,) = [event for event in events if event.kind == "blocks_went_ahead"]
-    assert int(ahead.attributes["blocks"]) >= CONTEXT // 2 // 16, "most of a context goes ahead"
     chosen = {e.generation_id: e.attributes for e in events if e.kind == "handover_chosen"}
-    assert {name: chosen[name]["choice"] for name in names} == dict.fromkeys(names, "push")
+    choices = {name: chosen[name]["choice"] for name in names}
+    ways = {g["id"]: g["moved_by"] for g in moved_by["generations"] if g["id"] in names}
+    assert ways == {name: WAYS[choice] for name, choice in choices.items()}
+    long = {
+        r.generation_id for r, context in zip(records, contexts, strict=True) if context is LONG
+    }
+    assert {choices[name] for name in names & long} == {"push"}
+    sizes = {name: int(chosen[name]["bytes"]) for name in names}
+    assert all((sizes[name] > 0) is (choices[name] == "push") for name in names), sizes
+    (ahead,) = [event for event in events if event.kind == "blocks_went_ahead"]
+    assert int(ahead.attributes["blocks"]) >= LONG // 2 // 16, "most of a context goes ahead"
 
 
 def _is_warm(status: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from schedules import Schedule, table
+from shelves import FAULTS, Shelves
 from splits import SplitSchedule
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,7 @@ COVERED_SEEDS = {
     "departures.py": 60,
     "splits.py": 40,
     "ahead.py": 20,
+    "shelves.py": 20,
 }
 MISTAKE_SEEDS = {
     "schedules.py": 300,
@@ -43,8 +46,10 @@ MISTAKE_SEEDS = {
     "departures.py": 100,
     "splits.py": 60,
     "ahead.py": 60,
+    "shelves.py": 10,
 }
 AHEAD = 25
+SHELVES = 50
 CROWDS = 8
 DEPARTING = 45
 SPLIT = 40
@@ -88,9 +93,7 @@ ELSEWHERE = (
     "services/router/core/calls/run.py",
     "services/router/core/thoughts.py",
     "services/router/core/until.py",
-    "services/engine/core/kv_layout.py",  # simulated blocks are ids, of no layout, and come whole
-    "services/engine/core/gathering.py",
-    "services/engine/core/shelf.py",
+    "services/engine/core/kv_layout.py",  # simulated stages have no heads to join
     "services/engine/core/rate.py",
     "services/controller/core/cluster/given_stages.py",  # and have the stages that placement gives
 )
@@ -134,6 +137,20 @@ def test_every_invariant_holds_where_blocks_go_ahead() -> None:
             raise
         went += len(schedule.world.environment.kept_blocks) > 0
     assert went > AHEAD / 4
+
+
+@pytest.mark.timeout(600)
+def test_what_a_process_takes_for_a_block_is_the_block() -> None:
+    happened = Counter[str]()
+    for seed in range(SHELVES):
+        shelves = Shelves(seed)
+        try:
+            shelves.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the shelves")
+            raise
+        happened += shelves.happened
+    assert min(happened[kind] for kind in (*FAULTS[3:], "full", "renewed", "whole True")) > SHELVES
 
 
 @pytest.mark.timeout(1500)
@@ -239,14 +256,13 @@ def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_each_seeded_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
     for folder in ("services", "simulator"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+        shutil.copytree(ROOT / folder, tmp_path / folder)  # what is compiled, too
     core = tmp_path / mistake.path
     text = core.read_text()
     assert text.count(mistake.right) == 1
     core.write_text(text.replace(mistake.right, mistake.wrong))
     seeds = str(MISTAKE_SEEDS[mistake.program])
-    code, said = run_seeds(mistake.program, "0", seeds, "1", root=tmp_path)
+    code, said = run_seeds(mistake.program, str(mistake.first), seeds, "1", root=tmp_path)
     shutil.rmtree(tmp_path)
     assert code == 1, said
     caught = [line for line in said.splitlines() if ": Violation: " in line]

@@ -11,7 +11,6 @@ from services.common.exchange import ENDS, HeadLoad, Phase, TenantLoad
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.scheduler import Scheduler, Step
 from services.engine.core.sequence import BatchedSequence
-from services.engine.core.step_cost import StepCost
 
 FORGETTING = 0.9
 """What is left of one figure's weight when the next one comes."""
@@ -25,9 +24,8 @@ class LoadGauge:
     """Of one formation."""
 
     def __init__(self) -> None:
-        self._cost = StepCost()
-        self._flights: dict[int, tuple[int, float]] = {}
-        """Rows and departure of each step in flight."""
+        self._departed_s: dict[int, float] = {}
+        """Of each step in flight."""
         self._lag_s = self._answer_tokens = self._found = 0.0
         self._answers = False
         self._early = 0.0
@@ -35,15 +33,13 @@ class LoadGauge:
 
     def departed(self, step: Step, now_s: float) -> None:
         """A step began its way through the stages."""
-        self._flights[step.number] = step.batch.rows, now_s
+        self._departed_s[step.number] = now_s
         if step.cache.queried:
             self._found += (1 - FORGETTING) * (step.cache.hits / step.cache.queried - self._found)
 
     def came_back(self, step: int, took_s: float, now_s: float) -> None:
         """It is through; `took_s` is what it kept the stages from the next one."""
-        rows, departed_s = self._flights.pop(step)
-        self._cost.observe(rows, took_s)
-        lag_s = max(0.0, now_s - departed_s - took_s)
+        lag_s = max(0.0, now_s - self._departed_s.pop(step) - took_s)
         self._lag_s += (1 - FORGETTING) * (lag_s - self._lag_s)
 
     def answered(self, tokens: int, *, at_limit: bool) -> None:
@@ -58,7 +54,7 @@ class LoadGauge:
     def read(self, scheduler: Scheduler) -> HeadLoad:
         """The figures now."""
         running, waiting = scheduler.present
-        settings, known = scheduler.settings, self._cost.known
+        settings, cost = scheduler.settings, scheduler.step_cost
         expected = self._answer_tokens
         if not self._answers:
             wanted = [s.request.sampling.max_tokens for s in running]
@@ -68,17 +64,18 @@ class LoadGauge:
             running=len(running),
             free_positions=scheduler.blocks.free_count * BLOCK_SIZE,
             step_rows=settings.token_budget,
-            step_s=self._cost.of(0) if known else 0.0,
-            row_s=self._cost.row if known else 0.0,
+            step_s=cost.of(0) if cost.known else 0.0,
+            row_s=cost.row if cost.known else 0.0,
             lag_s=self._lag_s,
             answer_tokens=expected,
             tenants=_by_tenant(running, waiting, 1 - self._found),
             ends=ends([s.most_left for s in running], self._early / max(1.0, expected)),
+            round_steps=scheduler.round_steps,
         )
 
 
 def ends(most_left: Sequence[int], hazard: float) -> tuple[int, ...]:
-    """Steps until the first and each further eighth of answers have ended, of which so many tokens
+    """Tokens of each until the first and each further part of answers have ended, of which so many
     may come yet; each of them is the last one with a probability of `hazard`."""
     if not most_left:
         return ()
@@ -90,7 +87,7 @@ def ends(most_left: Sequence[int], hazard: float) -> tuple[int, ...]:
         return at_limit + (count - at_limit) * (1 - goes_on**steps)
 
     steps = range(limits[-1] + 1)
-    counts = (1, *(ceil(count * eighth / ENDS) for eighth in range(1, ENDS + 1)))
+    counts = (1, *(ceil(count * part / ENDS) for part in range(1, ENDS + 1)))
     return tuple(bisect_left(steps, number - 0.5, key=ended) for number in counts)
 
 

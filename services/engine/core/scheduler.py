@@ -27,6 +27,7 @@ from services.engine.core.lookup import Lookup
 from services.engine.core.sequence import BatchedSequence
 from services.engine.core.sharing import Sharing
 from services.engine.core.speculation import Speculation
+from services.engine.core.step_cost import StepCost
 from services.engine.core.turns import Turns
 
 MAX_OPENED_IDS = 1 << 18
@@ -52,9 +53,9 @@ class SchedulerSettings:
     depend on them."""
     share_prefixes: bool = True
     """Blocks whose ids are equal from the first on are one, and outlive their sequences."""
-    hurried_rows: int = 64
+    hurried_rows: int = 16
     """Most prompt rows of a step of tenants that would pause for another's next request, if it
-    came: it waits for the steps in flight."""
+    came: it waits for the steps in flight. Or as many as take no longer than a step without any."""
 
     @property
     def max_asked(self) -> int:
@@ -119,6 +120,8 @@ class Scheduler:
         self._running: dict[int, BatchedSequence] = {}
         self._flights: dict[int, _Flight] = {}
         self._speculation = Speculation(settings.max_drafts, settings.max_asked)
+        self.step_cost = StepCost()
+        """Of all steps; guesses are weighed by what those cost that read no prompts."""
         self._opens: list[BatchedSequence] = []
         self._closes: list[int] = []
         self._phases: dict[SequenceKey, Phase] = {}
@@ -245,8 +248,10 @@ class Scheduler:
         self._blocks.release([*found, *named, *fresh[len(named) :]])
 
     def next_step(self) -> Step | None:
-        """The next batch, or None when nothing may run before a step comes back."""
-        if len(self._flights) >= self._max_in_flight:
+        """The next batch, or None when nothing may run before a step comes back. One more than the
+        stages can work on at once is on its way where somebody is awaited: its rows are there when
+        the first stage is free."""
+        if len(self._flights) > self._max_in_flight:
             return None
         preemptions = self.preemptions
         self._admit()
@@ -254,13 +259,13 @@ class Scheduler:
         decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
         prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
         awaited = bool(prefilling) and len(running) < len(self._running)  # somebody pauses for it
-        if self._flights and not (awaited or self._worth_overlapping(decoding, prefilling)):
+        if self._flights and not (awaited or self._has_work_beside(decoding, prefilling)):
             return None
         decodes = self._choose_decodes(decoding, running)
         given = self._given(decodes)
         budget = self._settings.token_budget - len(decodes) - sum(map(len, given))
         prompts: list[_Piece] = []
-        hurried, hurried_rows = self._turns.hurried(prefilling), self._settings.hurried_rows
+        hurried, hurried_rows = self._turns.hurried(prefilling), self._hurried_rows
         for sequence in self._turns.reading_order(prefilling):
             room = min(budget, hurried_rows) if sequence in hurried else budget
             # A decode that found no block may have sent this one back to the queue.
@@ -282,6 +287,7 @@ class Scheduler:
         flight = self._flights.pop(number)
         for sequence in flight.sequences.values():
             sequence.in_flight -= 1
+        self.step_cost.observe(flight.step.batch.rows, took_s)
         if flight.step.decodes == len(flight.step.keys):
             self._speculation.cost.observe(flight.step.batch.rows, took_s)
         tokens, accepted = [], 0
@@ -317,9 +323,16 @@ class Scheduler:
             del self._by_key[key]
         return StepResult(tuple(tokens), stopped, accepted)
 
-    def _worth_overlapping(
+    @property
+    def _hurried_rows(self) -> int:
+        return max(self._settings.hurried_rows, int(self.step_cost.of(0) / self.step_cost.row))
+
+    def _has_work_beside(
         self, decoding: list[BatchedSequence], prefilling: list[BatchedSequence]
     ) -> bool:
+        """Enough for a step beside those in flight."""
+        if len(self._flights) >= self._max_in_flight:
+            return False
         rows = sum(s.remaining for s in prefilling)
         return (
             len(decoding) + len(prefilling) >= self._settings.min_overlap_sequences
@@ -339,6 +352,9 @@ class Scheduler:
                     return
                 self._preempt(gives)
                 continue
+            places = self._settings.max_sequences
+            if len(self._slots) == 1 and self._turns.leaves_last_place(sequence, places):
+                return
             self._turns.enters(sequence)
             self._sharing.enter(sequence, found)
             sequence.slot = heappop(self._slots)
@@ -354,14 +370,21 @@ class Scheduler:
             not self._running and blocks <= self._blocks.free_count
         )
 
+    @property
+    def round_steps(self) -> int:
+        """Steps by which each that runs and decodes has one row more."""
+        return self._steps_for(sum(s.phase is Phase.DECODE for s in self._running.values()))
+
+    def _steps_for(self, decodes: int) -> int:
+        wanted = decodes // max(1, self._settings.min_overlap_sequences)
+        return max(1, min(self._max_in_flight, wanted))
+
     def _choose_decodes(
         self, decoding: list[BatchedSequence], running: list[BatchedSequence]
     ) -> list[BatchedSequence]:
         """Those whose turn it is, each with a block for its next position."""
         everyone = sum(s.phase is Phase.DECODE for s in running)
-        wanted = everyone // max(1, self._settings.min_overlap_sequences)
-        batches = max(1, min(self._max_in_flight, wanted))
-        limit = min(-(-everyone // batches), self._settings.token_budget)
+        limit = min(-(-everyone // self._steps_for(everyone)), self._settings.token_budget)
         turn = sorted(decoding, key=lambda s: s.last_step)[:limit]
         chosen: list[BatchedSequence] = []
         # What is read takes its blocks first: from what is chosen already nobody can.

@@ -18,6 +18,8 @@ from services.engine.core.sequence import BatchedSequence
 WELL_AHEAD = 2
 """Rounds that a tenant must have had more than another to pause for it: closer ones share steps,
 for a batch of both costs less than one of each."""
+KEPT_OF = 32
+"""A place is kept for who may come in a batch of so many, or more: there it is little to lack."""
 LATELY_STEPS = 512
 """A tenant that asked no longer ago may ask again."""
 
@@ -107,6 +109,11 @@ class Turns:
             return set()
         most = min(map(self._shares.round_of, self._asked)) + WELL_AHEAD
         return {s for s in reading if self._round(s) >= most}
+
+    def leaves_last_place(self, sequence: BatchedSequence, places: int) -> bool:
+        """The last place is kept from it for the next request of such another tenant: steps in
+        flight may carry all that could give theirs up, and who does is computed again."""
+        return places >= KEPT_OF and bool(self.hurried([sequence]))
 
     def gives_place(
         self, sequence: BatchedSequence, running: Iterable[BatchedSequence]

@@ -7,14 +7,16 @@ that could not have its first token by its deadline is refused at once, and told
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.common.errors import ResourceExhausted
 from services.common.exchange import PrefixNews, Route
 from services.common.fair_queue import FairQueue, Shares, turn_of
 from services.common.generation import GenerationRequest, PriorityClass
 from services.router.core.balancer import Balancer
+from services.router.core.least_rows import LeastRows
 from services.router.core.prediction import Comer, Predictor
 from services.router.core.prefixes import PrefixIndex
 
@@ -26,6 +28,8 @@ class Waiter:
     request: GenerationRequest
     by_s: float | None = None
     """When its first token is wanted; None: whenever it comes."""
+    prompt_bytes: int = 0
+    """Of its prompt's text; 0 of ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Dispatcher:
         self._balancer = balancer
         self._rooms: dict[str, _Room] = {}
         """By model."""
+        self._least_rows: defaultdict[str, LeastRows] = defaultdict(LeastRows)
+        """By model."""
         self._arrivals = 0
 
     @property
@@ -68,9 +74,11 @@ class Dispatcher:
 
     def update(self, routes: Iterable[Route]) -> None:
         """What other heads held, and how busy they were, counts no more."""
-        kept = [route.formation_id for route in routes]
-        self.prefixes.keep(kept)
-        self.predictor.keep(kept)
+        models = {route.formation_id: route.model.model_id for route in routes}
+        self.prefixes.keep(models)
+        self.predictor.keep(models)
+        for name in self._least_rows.keys() - models.values():
+            del self._least_rows[name]
 
     def told(self, formation_id: str, news: PrefixNews, now_s: float) -> None:
         """A head told what it holds, and how busy it is."""
@@ -78,14 +86,17 @@ class Dispatcher:
         if news.load is not None:
             self.predictor.told(formation_id, news.load, now_s)
 
-    def check(self, model_id: str, comer: Comer, by_s: float | None, now_s: float) -> None:
-        """Raises ResourceExhausted where no pipeline could answer in time even a request as small
-        as this."""
+    def check(
+        self, model_id: str, comer: Comer, by_s: float | None, now_s: float, prompt_bytes: int = 0
+    ) -> None:
+        """Raises ResourceExhausted where no pipeline could answer in time a request as small as
+        this, or as what prompts of so many bytes take at least."""
         routes = self._balancer.routes_of(model_id)
         if routes and by_s is not None:
-            self._in_time(
-                routes, dict.fromkeys((r.formation_id for r in routes), comer), by_s, now_s
-            )
+            least = self._least_rows[model_id].of(prompt_bytes)
+            comer = replace(comer, rows=max(comer.rows, least))
+            comers = dict.fromkeys((r.formation_id for r in routes), comer)
+            self._in_time(routes, comers, by_s, now_s)
 
     def send(self, waiter: Waiter, now_s: float, *, anyway: bool = False) -> Sending | None:
         """Where it goes now; None: it waits. `anyway`: it has waited for a free place long enough.
@@ -97,6 +108,9 @@ class Dispatcher:
             route.formation_id: Comer.of(request, found.get(route.formation_id, 0))
             for route in routes
         }
+        if routes:
+            rows = min(comer.rows for comer in comers.values())
+            self._least_rows[request.model.model_id].saw(waiter.prompt_bytes, rows)
         if routes and waiter.by_s is not None:
             routes = self._in_time(routes, comers, waiter.by_s, now_s)
         if request.priority is PriorityClass.TOLERANT and not anyway:

@@ -16,6 +16,9 @@ from services.common.errors import ResourceExhausted
 from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
+from services.router.ask import Ask
+from services.router.core.least_rows import LOOKED_AT, OF_LATE
+from services.router.model import Prompt, ServedModel
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
 
@@ -133,6 +136,33 @@ async def test_of_far_more_than_fits_what_is_taken_is_answered_and_the_rest_told
     assert len(taken) >= 16, "as many as there are places, and those that can wait"
     assert refused
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+
+
+async def test_of_those_that_are_late_for_their_prompts_few_are_tokenised(
+    mesh: FakeMesh,
+    router: RunningDoors,
+    http: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = engine_pb2.HeadLoad()
+    slow.CopyFrom(IDLE)
+    slow.row_s = 0.1
+    tell(mesh, slow, slow)
+    await known(router, 0)
+    tokenised, prompt = 0, ServedModel.prompt
+
+    def counted(model: ServedModel, ask: Ask, created_unix_s: int) -> Prompt:
+        nonlocal tokenised
+        tokenised += 1
+        return prompt(model, ask, created_unix_s)
+
+    monkeypatch.setattr(ServedModel, "prompt", counted)
+    body, headers = {**BODY, "prompt": "hello " * 40}, {"x-shunt-deadline-ms": "1000"}
+    for _ in range(160):
+        assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == 429
+    assert tokenised <= OF_LATE + 160 // LOOKED_AT
+    short = await http.post("/v1/completions", json=BODY, headers=headers)
+    assert short.status_code == 200
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "1.5", "3600001"])

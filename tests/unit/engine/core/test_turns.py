@@ -88,10 +88,12 @@ def test_a_tenant_that_floods_does_not_keep_another_waiting() -> None:
     assert all(driver.outputs[f"flood-{index}"] == expected(20, 60) for index in range(40))
 
 
-def flooded(hurried_rows: int) -> Driver:
-    """A flood that reads prompts as places become free, beside decodes in two steps in flight."""
-    settings = SchedulerSettings(64, 8, 4, 16, hurried_rows=hurried_rows, share_prefixes=False)
+def flooded(row_s: float) -> Driver:
+    """A flood that reads prompts as places become free, beside decodes in two steps in flight; a
+    step takes 10 ms, and so long a row."""
+    settings = SchedulerSettings(64, 8, 4, 16, hurried_rows=16, share_prefixes=False)
     driver = Driver(settings, 1024, 2)
+    driver.took_s = lambda rows: 0.010 + row_s * rows
     for index in range(80):
         driver.start(f"flood-{index}", 100, 10 + index % 7, tenant="flood")
     for _ in range(40):
@@ -105,8 +107,12 @@ def rows(driver: Driver, since: int) -> list[int]:
     return [step.batch.rows for step in driver.steps[since:]]
 
 
-def test_steps_are_short_where_another_tenant_that_has_had_less_may_ask_again() -> None:
-    driver = flooded(hurried_rows=16)
+@pytest.mark.parametrize(("row_s", "least", "most"), [(0.002, 9, 16), (0.0002, 30, 56)])
+def test_steps_are_short_where_another_tenant_that_has_had_less_may_ask_again(
+    row_s: float, least: int, most: int
+) -> None:
+    """Or as long again as they are without prompts, where rows are cheap."""
+    driver = flooded(row_s)
     assert max(rows(driver, 0)) == 64, "nobody else has asked"
     driver.start("quiet-1", 20, 2, tenant="quiet")
     before = len(driver.steps)
@@ -121,7 +127,7 @@ def test_steps_are_short_where_another_tenant_that_has_had_less_may_ask_again() 
         while driver.depart():
             pass
         driver.arrive()
-    assert 16 < max(rows(driver, before)) <= 8 + 16, "decodes, and a few rows of prompts"
+    assert least < max(rows(driver, before)) <= 8 + most, "decodes, and a few rows of prompts"
 
 
 @pytest.mark.parametrize(("tenant", "beside"), [("flood", False), ("quiet", True)])
@@ -140,12 +146,84 @@ def test_who_is_awaited_by_others_that_pause_does_not_wait_for_a_step_in_flight(
     assert (step is not None and step.keys == (key("new"),)) is beside
 
 
+def full(places: int) -> Driver:
+    """A flood has all steps in flight that its stages can work on, behind a quiet tenant's."""
+    driver = Driver(SchedulerSettings(64, places, 2, 1000, share_prefixes=False), 1024, 2)
+    for index in range(80):
+        driver.start(f"flood-{index}", 60, 20 + index % 7, tenant="flood")
+    driver.start("quiet-1", 20, 2, tenant="quiet")
+    for _ in range(100):
+        fly(driver)
+        driver.arrive()
+    fly(driver)
+    assert driver.scheduler.in_flight == 2
+    return driver
+
+
+def fly(driver: Driver) -> None:
+    """All steps depart that may."""
+    while driver.depart():
+        pass
+
+
+def test_who_is_awaited_is_on_its_way_before_any_step_has_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "KEPT_OF", 8)
+    driver = full(places=8)
+    driver.start("flood", 20, 2, tenant="flood")
+    assert driver.depart() is None
+    driver.start("quiet-2", 100, 2, tenant="quiet")
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("quiet-2"),)
+    assert driver.depart() is None, "one step more than there are stages, and no further"
+    driver.finish()
+    assert driver.outputs["quiet-2"] == expected(100, 2)
+
+
+@pytest.mark.parametrize(("places", "kept"), [(8, 1), (4, 0)])
+def test_a_flood_leaves_a_place_to_a_tenant_that_asked_of_late(
+    monkeypatch: pytest.MonkeyPatch, places: int, kept: int
+) -> None:
+    monkeypatch.setattr(turns, "KEPT_OF", 8)
+    driver = full(places)
+    assert driver.scheduler.running == places - kept
+    driver.start("quiet-2", 20, 2, tenant="quiet")
+    step = driver.depart()
+    assert (step is not None and step.keys == (key("quiet-2"),)) is bool(kept)
+    assert driver.scheduler.preemptions == 0, "nobody is computed again for it"
+    driver.finish()
+    assert driver.scheduler.preemptions == 1 - kept
+
+
+def test_a_place_is_kept_for_nobody_that_has_not_asked_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "KEPT_OF", 8)
+    monkeypatch.setattr(turns, "LATELY_STEPS", 60)
+    driver = full(places=8)
+    driver.start("quiet-2", 20, 40, tenant="quiet")
+    driver.start("flood-80", 60, 20, tenant="flood")
+    held: dict[bool, set[int]] = {False: set(), True: set()}
+    while driver.scheduler.queued > 10:
+        fly(driver)
+        held["quiet-2" in driver.stopped].add(driver.scheduler.running)
+        driver.arrive()
+    assert max(held[False]) == 8, "it has the place that was kept"
+    assert max(held[True]) == 7
+    driver.start("flood", 60, 20, tenant="flood")
+    fly(driver)
+    assert driver.scheduler.running == 8, "it has not come for long"
+
+
 def test_a_tenant_that_has_not_asked_for_long_keeps_no_steps_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(turns, "LATELY_STEPS", 150)
     settings = SchedulerSettings(64, 8, 4, 16, hurried_rows=16, share_prefixes=False)
     driver = Driver(settings, 1024, 1)
+    driver.took_s = lambda rows: 0.002 * rows
     driver.start("quiet", 20, 2, tenant="quiet")
     for index in range(80):
         driver.start(f"flood-{index}", 60, 2, tenant="flood")

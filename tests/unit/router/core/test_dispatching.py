@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from services.common import prefix
 from services.common.errors import ResourceExhausted
 from services.common.exchange import HeadLoad, PrefixNews, Route, TenantLoad
 from services.common.generation import GenerationRequest, ModelRef, PriorityClass, Sampling
 from services.router.core.balancer import Balancer
 from services.router.core.dispatching import Dispatcher, Sending, Waiter
+from services.router.core.least_rows import LOOKED_AT, OF_LATE
 from services.router.core.prediction import Comer
 
 MODEL = ModelRef("m", "d")
@@ -51,6 +53,51 @@ def dispatcher(balancer: Balancer) -> Dispatcher:
 
 def names(released: list[tuple[Waiter, Sending | ResourceExhausted]]) -> list[str]:
     return [waiter.request.generation_id for waiter, _ in released]
+
+
+def refused(dispatcher: Dispatcher, by_s: float, prompt_bytes: int) -> bool:
+    """Before its prompt is tokenised."""
+    try:
+        dispatcher.check("m", LEAST, by_s, 0.0, prompt_bytes)
+    except ResourceExhausted:
+        return True
+    return False
+
+
+def test_who_would_be_late_for_its_prompt_is_refused_before_that_is_tokenised(
+    dispatcher: Dispatcher,
+) -> None:
+    for name in "ab":
+        told(dispatcher, name, replace(IDLE, row_s=0.1))
+    assert not refused(dispatcher, 2.0, 120), "nothing is known of prompts"
+    for _ in range(OF_LATE):
+        with pytest.raises(ResourceExhausted):
+            dispatcher.send(Waiter(asked(), 2.0, 120), 0.0)
+    told_late = [refused(dispatcher, 2.0, 120) for _ in range(10 * LOOKED_AT)]
+    assert told_late.count(False) == 10, "prompts may have become others"
+    assert sum(refused(dispatcher, 2.0, 30) for _ in range(LOOKED_AT)) == 0
+    assert sum(refused(dispatcher, 8.0, 120) for _ in range(LOOKED_AT)) == 0
+    dispatcher.update([])
+    for name in "ab":
+        told(dispatcher, name, replace(IDLE, row_s=0.1))
+    assert not refused(dispatcher, 2.0, 120), "another pipeline's prompts may be others"
+
+
+def test_a_prompt_that_a_head_has_computed_is_refused_for_no_more_than_is_left_of_it(
+    dispatcher: Dispatcher,
+) -> None:
+    for name in "ab":
+        told(dispatcher, name, replace(IDLE, row_s=0.1))
+    held = tuple(map(prefix.told, prefix.chain_of(asked(), 16)))
+    dispatcher.told("f-a", PrefixNews(16, False, added=held), 0.0)
+    for _ in range(OF_LATE):
+        assert dispatcher.send(Waiter(asked(), None, 120), 0.0) is not None
+        for name in "ab":
+            told(dispatcher, name, replace(IDLE, row_s=0.1), now_s=1.0)
+    late = replace(LEAST, rows=30)
+    with pytest.raises(ResourceExhausted):
+        dispatcher.check("m", late, 2.0, 0.0)
+    assert not any(refused(dispatcher, 2.0, 120) for _ in range(LOOKED_AT))
 
 
 def test_without_a_deadline_nobody_is_refused_however_busy_heads_are(
