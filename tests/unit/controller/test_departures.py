@@ -56,7 +56,13 @@ class Head:
         return 1
 
     async def copy_ahead(
-        self, source: KvSource, head: Any, heirs: Sequence[Heir], limit_s: float
+        self,
+        source: KvSource,
+        head: Any,
+        heirs: Sequence[Heir],
+        limit_s: float,
+        *,
+        max_rounds: int = 0,
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
         return WentAhead(2, 30, 20, 4000, 0.25, self.over)
