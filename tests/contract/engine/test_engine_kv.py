@@ -229,7 +229,8 @@ async def test_nothing_goes_into_caches_of_another_formation_or_without_names(ri
 
 async def test_one_leaves_with_its_blocks_while_another_runs_on(rig: Rig) -> None:
     """Round by round, each going on where the one before was."""
-    old, new = await rig.worker(step_s=0.004), await rig.worker()
+    old = await rig.worker(step_s=0.004)
+    new = await rig.worker(kv_silent_s=60.0, kv_fetch_s=60.0)
     await rig.form([old], [], "f1")
     await rig.form([new], [], "f2")
     goes, stays = request("goes", PROMPT, LONG), request("stays", PROMPT[::-1], LONG)
@@ -254,7 +255,7 @@ async def test_one_leaves_with_its_blocks_while_another_runs_on(rig: Rig) -> Non
         held = (await streams["goes"].end()).ids[0]
         stream = await resumed(new, goes, "f2", held, source)
         assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
-        assert (await _stats(new)).replayed_tokens <= 16
+        assert (await _stats(new)).replayed_tokens <= 32
         stayed = await streams["stays"].end()
     finally:
         journaling.cancel()
