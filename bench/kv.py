@@ -4,6 +4,9 @@
 KV and one by replay, and takes turns between them. In each, one stream with a context of so many
 tokens is under way when its pipeline's last node is given notice; the spare takes its place. What
 the reader waits for then, at the most, is the gap. The same text must come from both.
+
+With `--streams 64` so many of the first of the contexts run in each mesh, and all those of one
+pipeline move at once.
 """
 
 from __future__ import annotations
@@ -12,35 +15,37 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
-from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
-from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+from shuntserve.controller.v1 import controller_pb2_grpc
 
+from bench import kv_streams, written
 from bench import mesh as meshes
-from bench import written
+from bench.kv_mesh import (
+    NOTICE_S,
+    WAIT_S,
+    body_of,
+    computed_positions,
+    controller_of,
+    engine_stats,
+)
 from bench.spares import until_warm
 from services.common import channels
 from services.common.roles import Role
 
+WAYS = ("replay", "kv")
 CONTEXTS = (500, 2_000, 7_000)
-WORDS = ("river", "lantern", "copper", "window", "garden", "winter", "letter", "harbour", "silver")
-MAX_TOKENS = 1_000
 BEFORE, BEHIND = 24, 40
 """Events of a stream before its node is given notice, and behind the hand-over."""
-NOTICE_S = 60
-WAIT_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,6 @@ class Move:
     text: str
 
 
-def body_of(context: int, seed: int) -> dict[str, Any]:
-    """A question of about so many tokens, a word each."""
-    chance = random.Random(seed)
-    words = " ".join(chance.choice(WORDS) for _ in range(context - 40))
-    return {
-        "messages": [{"role": "user", "content": f"Tell a story of these words: {words}"}],
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0.9,
-        "seed": seed,
-        "ignore_eos": True,
-    }
-
-
 async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dict[str, Any], Any]:
     """Of the stream, and the generation's line."""
     status = await mesh.status()
@@ -77,32 +69,9 @@ async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dic
     return line, pipeline
 
 
-async def _engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
-    """Of each engine that is there, by its process."""
-    async with channels.open_channel(await _controller(mesh), Role.CONTROLLER) as channel:
-        stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
-    found = {}
-    for node in status.nodes:
-        if not node.address:  # it is being launched
-            continue
-        async with channels.open_channel(node.address, Role.ENGINE) as channel:
-            engine = engine_pb2_grpc.EngineServiceStub(channel)
-            with suppress(grpc.aio.AioRpcError):  # it ends, or begins
-                told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
-                found[told.incarnation] = told.stats
-    return found
-
-
-async def _controller(mesh: meshes.Mesh) -> str:
-    services = (await mesh.status())["services"]
-    address: str = next(s["grpc"] for s in services if s["name"] == "controller")
-    return address
-
-
 async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed: int) -> Move:
     """Of one stream that runs alone."""
-    async with channels.open_channel(await _controller(mesh), Role.CONTROLLER) as channel:
+    async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
         await until_warm(controller_pb2_grpc.ControllerServiceStub(channel), 1)
     await mesh.until_ready(2, WAIT_S)
     record = meshes.StreamRecord()
@@ -112,7 +81,7 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
         await meshes.until(lambda: len(record.arrivals_s) >= BEFORE, WAIT_S)
         line, pipeline = await _pipeline(mesh, record)
         tail = pipeline["stages"][-1]["node"]
-        before = await _engine_stats(mesh)
+        before = await engine_stats(mesh)
         told_s, epoch = time.monotonic(), line["epoch"]
         await mesh.shunt("interrupt", tail, "--notice", str(NOTICE_S))
         async with asyncio.timeout(WAIT_S):
@@ -121,25 +90,19 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
                 await asyncio.sleep(0.05)
         had = len(record.arrivals_s)
         await meshes.until(lambda: len(record.arrivals_s) >= had + BEHIND, WAIT_S)
-        after = await _engine_stats(mesh)
+        after = await engine_stats(mesh)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    nothing = engine_pb2.EngineStats()
-    grown = [(stats, before.get(process, nothing)) for process, stats in after.items()]
+    filled = {process: stats.filled_kv_blocks for process, stats in before.items()}
     return Move(
         context,
         record.longest_gap_s(told_s),
-        sum(_missed(now) - _missed(then) for now, then in grown),
-        max(now.filled_kv_blocks - then.filled_kv_blocks for now, then in grown),
+        computed_positions(before, after),
+        max(now.filled_kv_blocks - filled.get(process, 0) for process, now in after.items()),
         line["moved_by"],
         record.text,
     )
-
-
-def _missed(stats: engine_pb2.EngineStats) -> int:
-    """Positions of sequences that came into the batch, and were computed nowhere."""
-    return stats.prefix_queries - stats.prefix_hits
 
 
 def figures(moves: Sequence[Move]) -> dict[str, Any]:
@@ -154,15 +117,17 @@ def figures(moves: Sequence[Move]) -> dict[str, Any]:
     }
 
 
-async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[str, Any]:
-    """The report."""
-    found: dict[tuple[int, str], list[Move]] = {}
-    different = 0
+@asynccontextmanager
+async def both(
+    store: Path | None,
+) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, meshes.Mesh]]]:
+    """A mesh of each way."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shunt-kv-")))
-        client = await stack.enter_async_context(httpx.AsyncClient(timeout=WAIT_S))
+        limits = httpx.Limits(max_connections=None)
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=WAIT_S, limits=limits))
         running: dict[str, meshes.Mesh] = {}
-        for way in ("replay", "kv"):
+        for way in WAYS:
             up = meshes.running(
                 folder / way,
                 env={**os.environ, "SHUNT_CONTROLLER_HANDOVER": way},
@@ -170,10 +135,33 @@ async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[s
                 store=store,
             )
             running[way] = await stack.enter_async_context(up)
+        yield client, running
+
+
+async def run_streams(pairs: int, streams: int, context: int, store: Path | None) -> dict[str, Any]:
+    """The report of many at once."""
+    found: dict[str, list[kv_streams.Crowd]] = {way: [] for way in WAYS}
+    async with both(store) as (client, running):
+        for pair in range(pairs):
+            for way in WAYS[:: 1 if pair % 2 else -1]:
+                seed = 1_000 * pair
+                moved = await kv_streams.move_all(running[way], client, streams, context, seed)
+                found[way].append(moved)
+                shown = {**asdict(moved), "texts": len(moved.texts), "way": way}
+                print(json.dumps(shown), file=sys.stderr, flush=True)
+    report = {"pairs": pairs, "streams": streams, "context": context}
+    return {**report, **kv_streams.compared(found)}
+
+
+async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[str, Any]:
+    """The report of one at a time."""
+    found: dict[tuple[int, str], list[Move]] = {}
+    different = 0
+    async with both(store) as (client, running):
         for pair in range(pairs):
             for context in contexts:
                 texts = []
-                for way in ("replay", "kv") if pair % 2 else ("kv", "replay"):
+                for way in WAYS[:: 1 if pair % 2 else -1]:
                     moved = await move(running[way], client, context, 100 * pair + context)
                     found.setdefault((context, way), []).append(moved)
                     texts.append(moved.text)
@@ -183,14 +171,19 @@ async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[s
                 different += texts[0][:common] != texts[1][:common]
     report: dict[str, Any] = {"pairs": pairs, "different": different}
     for context in contexts:
-        by_way = {way: figures(found[context, way]) for way in ("replay", "kv")}
-        replay, kv = (by_way[way]["gap_s"]["p50"] for way in ("replay", "kv"))
+        by_way = {way: figures(found[context, way]) for way in WAYS}
+        replay, kv = (by_way[way]["gap_s"]["p50"] for way in WAYS)
         report[str(context)] = by_way | {"ratio": round(kv / replay, 3)}
     return report
 
 
 async def _main(arguments: argparse.Namespace) -> int:
-    report = await run(arguments.pairs, arguments.contexts, arguments.store)
+    if arguments.streams > 1:
+        report = await run_streams(
+            arguments.pairs, arguments.streams, arguments.contexts[0], arguments.store
+        )
+    else:
+        report = await run(arguments.pairs, arguments.contexts, arguments.store)
     written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
@@ -199,6 +192,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument("--streams", type=int, default=1, help="that run in a mesh at once")
     parser.add_argument("--store", type=Path, help="a tensor store whose files are linked")
     parser.add_argument("--out", type=Path)
     sys.exit(asyncio.run(_main(parser.parse_args())))

@@ -28,7 +28,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench import written
-from bench.kv import WORDS
+from bench.kv_mesh import WORDS
 from services.common import channels
 from services.common.roles import Role
 

@@ -344,7 +344,9 @@ def undeploy(
 
 @app.command()
 def demo(
-    data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
+    data_dir: Annotated[
+        Path, typer.Option("--data-dir", help="Where the demo's own mesh lives.")
+    ] = DEFAULT_DATA_DIR / "demo",
     backend: Annotated[Backend, typer.Option(help="What computes: native or vllm.")] = "native",
 ) -> None:
     """Kills a node in mid-answer, then takes one away with notice; compares the texts."""
@@ -399,14 +401,19 @@ def _leave(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
+def commands_of(name: str) -> typer.Typer:
+    """Those below one name; for one call a process."""
+    commands: typer.Typer = importlib.import_module(MOUNTED[name][0]).app
+    for command, of_mesh in OF_MESH.items() if name == "plan" else ():
+        commands.command(command)(of_mesh)
+    return commands
+
+
 def mount(arguments: Sequence[str]) -> None:
     """Adds the services' commands; only the one that is called is imported."""
     called = arguments[0] if arguments else ""
-    for name, (module, help_text) in MOUNTED.items():
-        commands = importlib.import_module(module).app if name == called else typer.Typer()
-        if name == called == "plan":
-            for command, of_mesh in OF_MESH.items():
-                commands.command(command)(of_mesh)
+    for name, (_, help_text) in MOUNTED.items():
+        commands = commands_of(name) if name == called else typer.Typer()
         app.add_typer(commands, name=name, help=help_text)
 
 
@@ -416,9 +423,9 @@ def main() -> None:
             signal.signal(number, _leave)
     try:
         mount(sys.argv[1:])
-    except KeyboardInterrupt:  # while a command is imported: from here on typer hears it
+        app()
+    except KeyboardInterrupt:  # before typer hears it: while a command is imported and put together
         sys.exit(128 + signal.SIGINT)
-    app()
 
 
 if __name__ == "__main__":

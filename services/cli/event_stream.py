@@ -13,6 +13,7 @@ from contextlib import aclosing
 from rich.console import Console
 
 from services.cli.event_lines import Event, json_line, text_line
+from services.cli.told import complain
 
 
 def print_events(
@@ -51,12 +52,16 @@ async def _print(
     events: AsyncGenerator[Event, None], kinds: Collection[str], as_json: bool
 ) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    missing = set(kinds)
     async with aclosing(events) as found:
         async for event in found:
             if kinds and event.kind not in kinds:
                 continue
+            missing.discard(event.kind)
             if not as_json and console.is_terminal:
                 console.print(text_line(event))
                 continue
             sys.stdout.write(f"{json_line(event) if as_json else text_line(event).plain}\n")
             sys.stdout.flush()
+    for kind in sorted(missing):  # it may have been misspelt
+        complain(f"there is no event of the kind {kind[:64]}")

@@ -1,4 +1,4 @@
-"""Addresses of controllers, of which one leads: host:port, or several between commas."""
+"""Addresses of services, host:port; of controllers, of which one leads, several between commas."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ def checked_addresses(text: str) -> str:
     parts = text.split(",")
     if len(parts) > MAX_CONTROLLERS or not all(_ADDRESS.fullmatch(part) for part in parts):
         raise ValueError(f"is host:port, or up to {MAX_CONTROLLERS} of them between commas")
+    return text
+
+
+def checked_address(text: str) -> str:
+    """Raises ValueError for what is none, or several."""
+    if not _ADDRESS.fullmatch(text):
+        raise ValueError("is host:port")
     return text
 
 

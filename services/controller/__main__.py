@@ -75,13 +75,14 @@ def make_local(
     """Nodes on this machine; `address` tells engines where the controller is."""
 
     def environment(offer: Offer) -> dict[str, str]:
+        share = chosen.supply.core_share(offer.shape.relative_speed)
         named = {"instance_type": offer.instance_type, "pool": offer.pool, "spot": offer.spot}
         return {
             **shape_environment(offer),
             "SHUNT_ENGINE_CONTROLLER": address(),
             "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
             "SHUNT_ENGINE_DECLARED": json.dumps({} if chosen.market is None else named),
-            "SHUNT_ENGINE_CORE_SHARE": str(chosen.core_share(offer.shape.relative_speed)),
+            "SHUNT_ENGINE_CORE_SHARE": str(share),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
@@ -129,7 +130,7 @@ async def in_containers(
     ) as channel:
         yield DockerProvider(
             launcher_pb2_grpc.LauncherServiceStub(channel),
-            offers=chosen.offers,
+            offers=chosen.supply.offers,
             environment=shape_environment,
             known=lambda: controller().known_nodes(),
         )
@@ -210,7 +211,7 @@ async def _serve_with(
         play = MarketPlay(chosen.market, chosen.market_run, journal, recovered.saved)
     async with AsyncExitStack() as stack:
         if chosen.provider == "local":
-            local = make_local(chosen, play.offers() if play else chosen.offers, address)
+            local = make_local(chosen, play.offers() if play else chosen.supply.offers, address)
         elif chosen.provider == "ec2":
             ec2 = make_ec2(chosen, lambda: controller, address)
         elif chosen.provider == "docker":

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import cached_property
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.addresses import checked_addresses
+from services.common.addresses import checked_address, checked_addresses
 from services.common.backends import parse_backends
 from services.common.errors import InvalidArgument, ShuntError
-from services.common.host import usable_cores
-from services.common.nodes import Backend, NodeShape, StageSpec
+from services.common.nodes import StageSpec
 from services.common.phases import PipelinePhase, parse_phases
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
 from services.common.stage_layout import parse_stages
 from services.controller.core.cluster.goals import MAX_TARGET_S, Aim, Goal
-from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
@@ -37,9 +33,9 @@ from services.controller.journal.place import PostgresPlace, SqlitePlace, place_
 from services.controller.kv_sources import Handover
 from services.controller.providers.ec2.settings import Ec2Settings
 from services.controller.providers.market_file import MarketScript, read_market
-from services.controller.providers.pacing import cores_per_speed
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
+from services.controller.supply import Provider, Supply, affordable, kinds_of
 
 _NOT_UNIFORM = ("objective", "ttft_target_s", "tpot_target_s", "budget_per_hour")
 """What the planner of uniform degrees knows nothing of."""
@@ -124,7 +120,7 @@ class ControllerSettings(ServiceSettings):
     shun_offer_max_s: float = Field(default=1800.0, gt=0, le=86_400)
     """An offer that refuses again and again is left alone for ever longer, and at most so long."""
 
-    provider: Literal["local", "docker", "ec2", "external"] = "local"
+    provider: Provider = "local"
     """local: engine processes on this machine; docker: containers, by a launcher; ec2: instances;
     external: nodes come and go by themselves."""
     launcher_address: str = "127.0.0.1:7005"
@@ -226,6 +222,11 @@ class ControllerSettings(ServiceSettings):
         except InvalidArgument as error:
             raise ValueError(error.message) from None
         return value
+
+    @field_validator("tensorstore_address", "placement_address", "launcher_address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        return checked_address(value)
 
     @field_validator("advertise_address")
     @classmethod
@@ -332,7 +333,7 @@ class ControllerSettings(ServiceSettings):
             raise ValueError(f"the provider {provider} has no market")
         try:
             script = _read_market(path, *(given[name] for name in _OF_A_MARKET))
-            shapes = script.shapes(_kinds(given.get("node_speeds", ""), given["node_backend"]))
+            shapes = script.shapes(kinds_of(given.get("node_speeds", ""), given["node_backend"]))
             budget = given.get("budget_per_hour", 0.0)
             if shapes and not affordable(script.offers, shapes, budget):
                 raise ValueError(f"no node of node_speeds is to be had for {budget:g} an hour")
@@ -362,56 +363,22 @@ class ControllerSettings(ServiceSettings):
             return None
         return _read_market(self.market_file, *(getattr(self, name) for name in _OF_A_MARKET))
 
-    @property
-    def initial_nodes(self) -> tuple[NodeShape, ...]:
-        """Nodes the provider launches at the first start: as `node_speeds` has them, over and over
-        up to `nodes_min`, and no more than `nodes_max` and the budget allow."""
-        if self.provider == "external":
-            return ()
-        if self.provider == "ec2":
-            shapes = self.ec2.shapes
-            return shapes[: self.nodes_max] if self.nodes_max else shapes
-        kinds = _kinds(self.node_speeds, self.node_backend)
-        count = max(len(kinds), self.nodes_min)
-        count = min(count, self.nodes_max) if self.nodes_max else count
-        kinds = list(islice(cycle(kinds), count))
-        if self.market is not None:
-            shapes = self.market.shapes(kinds)
-            return shapes[: affordable(self.market.offers, shapes, self.budget_per_hour)]
-        memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
-        ranks = max([self.node_ranks, *(stage.tp_degree for stage in self.planned_stages)])
-        return tuple(
-            NodeShape(memory_bytes, speed, device_type, ranks, backend) for speed, backend in kinds
+    @cached_property
+    def supply(self) -> Supply:
+        """What nodes are launched from."""
+        return Supply(
+            provider=self.provider,
+            ec2=self.ec2,
+            market=self.market,
+            node_speeds=self.node_speeds,
+            node_backend=self.node_backend,
+            memory_bytes=self.node_memory_bytes,
+            device_type=self.node_device_type,
+            ranks=max([self.node_ranks, *(stage.tp_degree for stage in self.planned_stages)]),
+            nodes_min=self.nodes_min,
+            nodes_max=self.nodes_max,
+            budget_per_hour=self.budget_per_hour,
         )
-
-    @property
-    def offers(self) -> tuple[Offer, ...]:
-        """What a local provider offers at first, or one of containers."""
-        if self.market is not None:
-            return self.market.offers
-        return tuple(
-            Offer(self._offer_id(shape), self.provider, shape, count=MAX_COUNT, declared=True)
-            for shape in dict.fromkeys(self.initial_nodes)
-        )
-
-    def _offer_id(self, shape: NodeShape) -> str:
-        """By its speed, and by its backend where that is not the only one."""
-        same = len(set(parse_backends(self.node_backend))) == 1
-        return f"{self.provider}-{shape.relative_speed}" + ("" if same else f"-{shape.backend}")
-
-    @property
-    def _longest_launch_s(self) -> float:
-        if self.provider == "ec2":
-            return self.ec2.table.longest_launch_s
-        return max((offer.launch_s for offer in self.offers), default=0.0)
-
-    def core_share(self, relative_speed: float) -> float:
-        """Of a core, for a local node: as its market declares its speed, or a whole one."""
-        if self.market is None:
-            return 1.0
-        counts = self.market.most_by_speed() or {relative_speed: 1}
-        most_nodes = max(1, self.wishes.nodes_max)
-        return min(1.0, relative_speed * cores_per_speed(counts, most_nodes, usable_cores()))
 
     @property
     def capabilities(self) -> Strategy:
@@ -428,7 +395,7 @@ class ControllerSettings(ServiceSettings):
         return Wishes(
             self.budget_per_hour,
             self.nodes_min,
-            self.nodes_max or len(self.initial_nodes) or self.expected_nodes,
+            self.nodes_max or len(self.supply.initial_nodes) or self.expected_nodes,
             self.horizon_s,
         )
 
@@ -459,7 +426,7 @@ class ControllerSettings(ServiceSettings):
         return WorkloadSettings(self.workload_smooth_s)
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
-        initial = self.initial_nodes
+        initial = self.supply.initial_nodes
         return ClusterSettings(
             first=Goal(facts, self.aim),
             planner=self.makes_plans,
@@ -479,7 +446,7 @@ class ControllerSettings(ServiceSettings):
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
-            launch_timeout_s=self.launch_timeout_s + self._longest_launch_s,
+            launch_timeout_s=self.launch_timeout_s + self.supply.longest_launch_s,
             ahead_s=0.0 if self.handover == "replay" else self.handover_ahead_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
@@ -538,26 +505,8 @@ class ControllerSettings(ServiceSettings):
         )
 
 
-def affordable(offers: Sequence[Offer], shapes: Sequence[NodeShape], budget: float) -> int:
-    """How many of the first shapes a budget buys at the cheapest offers; 0 does not bind."""
-    if not budget:
-        return len(shapes)
-    total = 0.0
-    for count, shape in enumerate(shapes):
-        total += min(offer.price_per_hour or 0.0 for offer in offers if offer.shape == shape)
-        if total > budget:
-            return count
-    return len(shapes)
-
-
 _OF_A_MARKET = ("node_memory_bytes", "node_device_type", "node_backend")
 """What a market file need not say."""
-
-
-def _kinds(speeds: str, backends: str) -> list[tuple[float, Backend]]:
-    """Speed and backend of each node: the backends are of its pipelines, in turn."""
-    parts = zip(parse_speeds(speeds) if speeds else (), cycle(parse_backends(backends)))
-    return [(speed, backend) for part, backend in parts for speed in part]
 
 
 def _read_market(path: Path, memory_bytes: int, device_type: str, backends: str) -> MarketScript:

@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
 """Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
 have, and behind each round decoding has its turn."""
+AT_BLOCK_ENDS_S = 0.5
+"""A drain waits so long at most for blocks that are nearly full."""
 END_AGAIN_S = 1.0
 """A stage that does not say that it leaves blocks alone is asked again."""
 COPYING_AGAIN_S = 2.0
@@ -232,6 +234,8 @@ class Head:
         and the readers have everything; returns how many. With `keep_kv` the stages keep what they
         hold of those that are not `replayed` elsewhere. Raises FailedPrecondition for another
         formation."""
+        if keep_kv and not running:
+            await self._drain_at_block_ends(formation_id, frozenset(replayed))
         self._act(self._core.drain(formation_id, self._clock(), running))
         if keep_kv:
             await self._keep(formation_id, replayed, last=not running)
@@ -239,6 +243,23 @@ class Head:
             self._changed.clear()
             await self._changed.wait()
         return sealed
+
+    async def _drain_at_block_ends(self, formation_id: str, replayed: frozenset[str]) -> None:
+        """Each generation that is not `replayed` is sealed when its last block is full, as far as
+        that is within the limit."""
+        until_s, formation = self._clock() + AT_BLOCK_ENDS_S, self._formation
+        while (left_s := until_s - self._clock()) > 0 and self.formation_id == formation_id:
+            late = self._batching.within_blocks() - replayed
+            if not late:
+                return
+            sealed = self._core.drain(formation_id, self._clock(), late)
+            self._act(sealed)
+            if sealed and formation is not None:
+                self._move(self._keep(formation_id, replayed, last=False))
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
 
     async def _keep(self, formation_id: str, replayed: Collection[str], *, last: bool) -> None:
         """What was computed of those that are sealed by now, at every stage; behind the `last` of

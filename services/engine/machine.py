@@ -123,16 +123,17 @@ def told(settings: EngineSettings, found: MachineFacts) -> MachineFacts:
 def shape(settings: EngineSettings, machine: MachineFacts) -> NodeShape:
     """What the node is able to do: with no more memory than there is where it computes, and as the
     device that was found there, unless the settings name another type."""
-    device = _device(settings, machine)
+    devices, ranks = _devices(settings, machine), _ranks(settings, machine)
     if settings.device == CPU:
         there_bytes = machine.memory_bytes
-    else:
-        there_bytes = None if device is None else device.memory_bytes
+    else:  # each rank has the same share of a stage
+        smallest = min((one.memory_bytes for one in devices[:ranks]), default=None)
+        there_bytes = None if smallest is None else ranks * smallest
     return NodeShape(
         settings.memory_bytes if there_bytes is None else min(settings.memory_bytes, there_bytes),
         settings.relative_speed,
-        settings.device_type or (CPU if device is None else _catalogued(device)),
-        _ranks(settings, machine),
+        settings.device_type or (_catalogued(devices[0]) if devices else CPU),
+        ranks,
         settings.backend,
     )
 
@@ -140,18 +141,17 @@ def shape(settings: EngineSettings, machine: MachineFacts) -> NodeShape:
 def _ranks(settings: EngineSettings, machine: MachineFacts) -> int:
     """That may share a stage: as many as are set, or as there is something for to compute on, of
     those that the backend runs."""
-    on_cpu = settings.device == CPU
-    there = machine.cores if on_cpu else len(machine.devices or ())
+    on_cpu, devices = settings.device == CPU, len(_devices(settings, machine))
+    there = machine.cores if on_cpu else devices
     most = MOST_DEVICES if settings.backend == "vllm" else MOST_NATIVE if on_cpu else 1
-    return max(1, min(settings.ranks or int(there or 1), most))
+    return max(1, min(settings.ranks or int(there or 1), most, devices or most))
 
 
-def _device(settings: EngineSettings, machine: MachineFacts) -> Device | None:
-    """The one that computes, where it was found."""
+def _devices(settings: EngineSettings, machine: MachineFacts) -> tuple[Device, ...]:
+    """Those that compute, one a rank, where they were found; none on a CPU."""
     if settings.device == CPU or machine.devices is None:
-        return None
-    number = int(settings.device.partition(":")[2] or 0)
-    return machine.devices[number] if number < len(machine.devices) else None
+        return ()
+    return machine.devices[int(settings.device.partition(":")[2] or 0) :]
 
 
 def _catalogued(device: Device) -> str:

@@ -108,7 +108,7 @@ def estimate(
 def layer(
     model: ModelOption,
     gpu: Annotated[str, typer.Option(help="GPU type of the catalogue.")],
-    phase: Annotated[PhaseName, typer.Option()],
+    phase: Annotated[PhaseName, typer.Option(help="Which of both: prefill, decode.")],
     tokens: Annotated[str, typer.Option(help="Tokens of a prefill, or sequences of a decode.")],
     tp: Annotated[int, typer.Option(help="GPUs that share the layer.")] = 1,
     context: Annotated[int, typer.Option(help="Tokens behind each decoded one.")] = 1024,
@@ -151,19 +151,27 @@ def solve(
     cluster: ClusterOption,
     input_tokens: InputOption = 763,
     output_tokens: OutputOption = 232,
-    planner_name: Annotated[str, typer.Option("--planner")] = DEFAULT_PLANNER,
-    objective: Annotated[ObjectiveKind, typer.Option()] = ObjectiveKind.THROUGHPUT,
+    planner_name: Annotated[
+        str, typer.Option("--planner", help=f"One of {', '.join(NAMES)}.")
+    ] = DEFAULT_PLANNER,
+    objective: Annotated[
+        ObjectiveKind, typer.Option(help="What plans are compared by.")
+    ] = ObjectiveKind.THROUGHPUT,
     calibration: CalibrationOption = "measured",
     rate: RateOption = 0.0,
     budget: Annotated[float, typer.Option(help="Most dollars an hour.")] = 0.0,
     ttft: Annotated[float, typer.Option(help="Longest mean TTFT in seconds.")] = 0.0,
     tpot: Annotated[float, typer.Option(help="Longest mean TPOT in seconds.")] = 0.0,
-    uniform_tp: Annotated[bool, typer.Option("--uniform-tp")] = False,
+    uniform_tp: Annotated[
+        bool, typer.Option("--uniform-tp", help="One TP degree a pipeline.")
+    ] = False,
     on_demand_share: Annotated[float, typer.Option(help="Least share of cost not on spot.")] = 0.0,
     recovery_s: Annotated[float, typer.Option(help="Seconds a lost pool stays away.")] = 120.0,
     phase_split: Annotated[bool, typer.Option(help="Pipelines may do one phase only.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    time_limit_s: Annotated[float, typer.Option(min=0.01, max=3600)] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of planners that draw.")] = 0,
+    time_limit_s: Annotated[
+        float, typer.Option(min=0.01, max=3600, help="Seconds of a search.")
+    ] = 60.0,
     catalogue: CatalogueOption = None,
     server: Annotated[str, typer.Option(help="host:port of a placement service.")] = "",
     plot: Annotated[Path | None, typer.Option(help="Write a picture.")] = None,
@@ -239,13 +247,17 @@ def solved(problem: Problem, name: str, time_limit_s: float) -> dict[str, Any]:
 @app.command()
 def compare(
     cluster: ClusterOption,
-    model: Annotated[list[str], typer.Option("--model")] = ["llama-3.1-70b", "qwen3-32b"],  # noqa: B006
+    model: Annotated[
+        list[str], typer.Option("--model", help="Built-in name or config.json; again: more.")
+    ] = ["llama-3.1-70b", "qwen3-32b"],  # noqa: B006
     input_tokens: InputOption = 763,
     output_tokens: OutputOption = 232,
     planners: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
     calibration: CalibrationOption = "measured",
     phase_split: Annotated[bool, typer.Option(help="Pipelines may do one phase only.")] = False,
-    time_limit_s: Annotated[float, typer.Option(min=0.01, max=3600)] = 60.0,
+    time_limit_s: Annotated[
+        float, typer.Option(min=0.01, max=3600, help="Seconds of a search.")
+    ] = 60.0,
     catalogue: CatalogueOption = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the first model.")] = None,
     json_: JsonOption = False,
@@ -369,7 +381,7 @@ def calibrate(
 @app.command()
 def prices(
     instance_types: Annotated[str, typer.Option("--types", help="Comma-separated.")],
-    region: Annotated[str, typer.Option()] = "us-east-1",
+    region: Annotated[str, typer.Option(help="Of AWS.")] = "us-east-1",
     json_: JsonOption = False,
 ) -> None:
     """Spot prices of EC2 now, as rows of a cluster file."""

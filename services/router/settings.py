@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, PositiveFloat, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.addresses import addresses_of, checked_addresses
+from services.common.addresses import addresses_of, checked_address, checked_addresses
 from services.common.generation import PriorityClass
 from services.common.settings import ServiceSettings, is_loopback, refuse
 
@@ -113,6 +113,11 @@ class RouterSettings(ServiceSettings):
     batch_settle_s: float = Field(default=2.0, ge=0)
     """Nothing of a batch begins for so long behind that."""
     max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
+
+    @field_validator("tensorstore_address")
+    @classmethod
+    def _address(cls, text: str) -> str:
+        return checked_address(text)
 
     @field_validator("controller_address")
     @classmethod

@@ -121,6 +121,7 @@ def list_(
     from services.tensorstore.places.uris import open_reader
 
     with _reported():
+        _check_there(store)
         reader = open_reader(store, endpoint_url)
         models = [_summary_or_problem(reader, name) for name in reader.names()]
     if json_:
@@ -270,6 +271,7 @@ def delete(
     from services.tensorstore.places.uris import open_backend
 
     with _reported():
+        _check_there(store)
         existed = open_backend(store, endpoint_url).withdraw(name)
     print(f"{name} is gone" if existed else f"{name} was not there")
 
@@ -287,8 +289,18 @@ def gc(
     from services.tensorstore.places.uris import open_backend
 
     with _reported():
+        _check_there(store)
         done = upkeep.collect(open_backend(store, endpoint_url), time.time(), grace_s)
     print(f"{done.objects} objects, {done.size_bytes} bytes, {done.leftovers} leftovers deleted")
+
+
+def _check_there(store: str) -> None:
+    """A directory that is none has no models: that is no answer to who misspelt its name."""
+    from services.tensorstore.places.uris import local_path
+
+    directory = local_path(store)
+    if directory is not None and not directory.is_dir():
+        raise NotFound(f"there is no store at {store}; `shunt model import` makes one")
 
 
 def _copy(name: str, source: tuple[str, str | None], target: tuple[str, str | None]) -> None:
@@ -384,5 +396,6 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except ShuntError as error:
-        _errors.print(f"error: {error.message}", style="red", markup=False, highlight=False)
+        told = f"error: {error.message}"
+        _errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

@@ -64,6 +64,14 @@ class Generation:
     """Rows that were computed again, and tokens sampled again, because it moved."""
     left_s: float | None = None
     """When its last pipeline broke off, until the next token."""
+    hands_on: bool = False
+    """It leaves its pipeline behind its first token."""
+    began_at: str = ""
+    """The pipeline that handed it on to the one that has it."""
+    came: int = 0
+    """Rows whose blocks come with it: they are not computed again."""
+    sent_at: float = 0.0
+    """Of these so many a second, at most, leave the pipeline that handed it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,7 @@ class Batch:
         """Positions behind all that decode."""
         self._chunks: list[_Chunk] = []
         """Of the cycle under way."""
+        self._handed_on: list[Generation] = []
         self._common = 0
         """Beginning of prompts that is in the cache."""
 
@@ -141,6 +150,11 @@ class Batch:
         self._reading, self._decoding, self._chunks = [], {}, []
         self._used = self._context = 0
         return left
+
+    def take_handed_on(self) -> list[Generation]:
+        """Those that have left since the last time, each behind its first token."""
+        handed_on, self._handed_on = self._handed_on, []
+        return handed_on
 
     # Cycles
 
@@ -205,6 +219,10 @@ class Batch:
         if sequence.held >= sequence.output:
             self._used -= sequence.prompt + sequence.held
             return True
+        if sequence.hands_on:
+            self._used -= sequence.prompt + sequence.held
+            self._handed_on.append(sequence)
+            return False
         sequence.joined = self._cycle
         self._decoding[sequence] = None
         self._context += sequence.prompt + sequence.held
@@ -248,7 +266,8 @@ class Batch:
                 return
             waiting.popleft()
             self._used += needs
-            sequence.read = min(sequence.prefix, self._common, needs - 1)
+            there = max(min(sequence.prefix, self._common), sequence.came)
+            sequence.read, sequence.came = min(there, needs - 1), 0
             self._reading.append(sequence)
 
     def _chunked(self) -> list[_Chunk]:

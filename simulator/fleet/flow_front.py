@@ -123,6 +123,10 @@ class FlowFront(Process):
         """Nodes have no generations here."""
         raise AssertionError
 
+    def handed_on(self, formation_id: str, sequences: Sequence[Generation]) -> None:
+        """Nodes have no generations here."""
+        raise AssertionError
+
     # What came of it
 
     def crowd(self, batches: Sequence[Batch]) -> tuple[int, int]:

@@ -1,19 +1,24 @@
 """The fleet's router: admission, the production balancer, and readers that follow generations.
 
 A generation whose pipeline ends goes on at the next one: from what it holds where the strategy
-migrates, else from its prompt. Who finds no pipeline waits, those that were moved first.
+migrates, else from its prompt. Who finds no pipeline waits, those that were moved first. Where
+pipelines have phases, one that has begun goes on where the production grant has it go on, and what
+was computed of its prompt goes with it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.common.demand import Demand
 from services.common.errors import ResourceExhausted
 from services.common.exchange import Route
 from services.common.generation import ModelRef
+from services.controller.core.ledger.granting import HandedOn, Needs, best_head
+from services.controller.core.ledger.outcomes import ServingHead
+from services.engine.backend import BLOCK_SIZE
 from services.router.core.admission import Admission
 from services.router.core.balancer import Balancer
 from simulator.environment.addresses import CONTROLLER, ROUTERS
@@ -23,7 +28,7 @@ from simulator.fleet import result
 from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.counts import Counts
 from simulator.fleet.meter import NotConserved
-from simulator.fleet.node import FleetNode
+from simulator.fleet.node import NUMERICS, FleetNode
 from simulator.fleet.result import Account, Moves, Targets, percentiles
 from simulator.fleet.workload import Request
 
@@ -73,7 +78,9 @@ class FleetFront(Process):
         places: int,
         concurrency: int,
         tolerant: bool,
+        heads: Callable[[], Sequence[ServingHead]],
     ) -> None:
+        """`heads`: as the controller knows them."""
         super().__init__(f"{ROUTERS}0", environment.network)
         self.counts = Counts()
         self.done: list[Generation] = []
@@ -88,6 +95,10 @@ class FleetFront(Process):
         self._admission = Admission(places)
         self._reported = _Reported()
         self._routes: tuple[Route, ...] = ()
+        self._heads = heads
+        self._onward = HandedOn()
+        self._link_free_s: dict[str, float] = defaultdict(float)
+        """By formation, when all that is on its way there will have come."""
 
     # Arrivals
 
@@ -165,7 +176,7 @@ class FleetFront(Process):
 
     def _sent(self, sequence: Generation) -> bool:
         """It is on its way, or has failed; False: it waits."""
-        routes = self._balancer.routes_of(self._model.model_id)
+        routes = self._routes_for(sequence)
         heads = {route.formation_id: self._head(route) for route in routes}
         able = [
             route
@@ -174,6 +185,7 @@ class FleetFront(Process):
         ]
         if routes and not able and all(head.batch is not None for head in heads.values()):
             self.counts.failed += 1
+            self.counts.lost += sequence.held
             self._admission.leave(self._model.model_id, "")
             return True
         if self._tolerant:
@@ -183,16 +195,59 @@ class FleetFront(Process):
                 if (batch := heads[route.formation_id].batch) is not None
                 and batch.has_place(sequence, self._coming[route.formation_id])
             ]
-        route = self._balancer.pick(self._model.model_id, among=able) if able else None
+        route = self._picked(sequence, able) if able else None
         if route is None:
             return False
         formation_id = route.formation_id
+        sequence.hands_on = route.hands_on and not sequence.held
+        if sequence.began_at:
+            self._onward.count(sequence.began_at, formation_id, 1)
         self._balancer.began(formation_id)
         self.pending.at[sequence] = formation_id
         self._coming[formation_id].append(sequence)
         head = heads[formation_id]
-        self.clock.after(self.network.latency_s(), self._arrives, head, formation_id, sequence)
+        after_s = self.network.latency_s() + self._travels_s(sequence, head, formation_id)
+        self.clock.after(after_s, self._arrives, head, formation_id, sequence)
         return True
+
+    def _routes_for(self, sequence: Generation) -> list[Route]:
+        """Pipelines that may have it: where there are phases, one that has begun may go on
+        anywhere, and which is best, the grant says."""
+        if sequence.held and self._is_split:
+            return [head.route for head in self._heads() if head.takes_new]
+        return self._balancer.routes_of(self._model.model_id)
+
+    @property
+    def _is_split(self) -> bool:
+        return any(route.hands_on for route in self._routes)
+
+    def _picked(self, sequence: Generation, able: Sequence[Route]) -> Route | None:
+        if not sequence.held or not self._is_split:
+            return self._balancer.pick(self._model.model_id, among=able)
+        there = self._heads()
+        onward = {head.route.pipeline_id: head.onward for head in there}
+        weights = onward.get(sequence.began_at, {})
+        at = self._onward.loads(sequence.began_at) if weights else Counter(self.pending.at.values())
+        head = best_head(
+            Needs(self._model, sequence.prompt + sequence.output),
+            NUMERICS,
+            [head for head in there if head.route in able],
+            at,
+            weights,
+            goes_on=True,
+        )
+        return head.route if head is not None else None
+
+    def _travels_s(self, sequence: Generation, head: FleetNode, formation_id: str) -> float:
+        """Until the last of what comes with it is there: blocks follow while a prompt is read, and
+        what others have on their way there comes first."""
+        if not sequence.came:
+            return 0.0
+        now_s, rate = self.clock.now_s, min(head.kv_positions_per_s, sequence.sent_at)
+        last = min(sequence.came, head.times.profile.token_budget if head.times else 0)
+        all_s = self._link_free_s[formation_id] + sequence.came / rate
+        self._link_free_s[formation_id] = there_s = max(now_s + last / rate, all_s)
+        return there_s - now_s
 
     def _arrives(self, head: FleetNode, formation_id: str, sequence: Generation) -> None:
         self._coming[formation_id].remove(sequence)
@@ -236,9 +291,24 @@ class FleetFront(Process):
         self.pending.waiting.extendleft(reversed(moved))
         self.after(self.network.latency_s(), self._release)
 
+    def handed_on(self, formation_id: str, sequences: Iterable[Generation]) -> None:
+        """They have their first token, and go on where is decoded."""
+        began = {head.route.formation_id: head.route for head in self._heads()}.get(formation_id)
+        for sequence in sequences:
+            self._left(formation_id, sequence)
+            rows = sequence.prompt + sequence.held - 1
+            sequence.came = rows // BLOCK_SIZE * BLOCK_SIZE if began is not None else 0
+            sequence.began_at = began.pipeline_id if began is not None else ""
+            sequence.sent_at = self._head(began).kv_positions_per_s if began is not None else 0.0
+            self._send(sequence)
+
     def _left(self, formation_id: str, sequence: Generation) -> None:
         self._balancer.ended(formation_id)
         del self.pending.at[sequence]
+        if sequence.began_at:
+            self._onward.count(sequence.began_at, formation_id, -1)
+            sequence.began_at = ""
+        sequence.came = 0
 
     # What came of it
 

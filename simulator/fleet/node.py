@@ -41,6 +41,9 @@ class Front(Protocol):
     def broken(self, formation_id: str, sequences: Sequence[Generation]) -> None:
         """Their pipeline ended before they did."""
 
+    def handed_on(self, formation_id: str, sequences: Sequence[Generation]) -> None:
+        """They have their first token, and go on where is decoded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
@@ -106,6 +109,11 @@ class FleetNode(Process):
     def times(self) -> StepTimes | None:
         """Of a head's pipeline."""
         return self._place.times if self._place is not None else None
+
+    @property
+    def kv_positions_per_s(self) -> float:
+        """Of a head's pipeline: KV cache that its network moves; 0 of no head."""
+        return self.times.kv_positions_per_s() if self.times is not None else 0.0
 
     def _spread(self, seconds: float) -> float:
         share = self._fleet.spread
@@ -315,4 +323,7 @@ class FleetNode(Process):
         self.sampled += place.batch.sampled - sampled
         if ended:
             self._fleet.front.ended(place.formation_id, ended)
+        handed_on = place.batch.take_handed_on()
+        if handed_on:
+            self._fleet.front.handed_on(place.formation_id, handed_on)
         self._work(place)

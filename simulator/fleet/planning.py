@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.given_phases import in_phases
 from services.controller.core.cluster.plan import Plan
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.search.budget import UNLIMITED
@@ -20,6 +22,7 @@ from simulator.processes.placement import (
     Known,
     SimulatedPlacement,
     deployment,
+    in_proportion,
     objective_of,
 )
 
@@ -54,8 +57,13 @@ class FleetPlacement(SimulatedPlacement):
                 problem = Problem(judge.costs, nodes, objective_of(goal.aim))
                 planner = spotserve.plan if uniform else judge.planner
                 pipelines = planner(problem, UNLIMITED).pipelines
-            made = deployment(goal, pipelines, judge.costs, known)
-            reply(Plan(ask.number, (made,)))
+            plan = Plan(ask.number, (deployment(goal, pipelines, judge.costs, known),))
+            (made,) = in_phases(plan, self.environment.settings.cluster.phases).deployments
+            phased = [
+                replace(one, phase=given.phase)
+                for one, given in zip(pipelines, made.pipelines, strict=True)
+            ]
+            reply(replace(plan, deployments=(in_proportion(made, phased, judge.costs),)))
         except ShuntError as error:
             reply(error)
 

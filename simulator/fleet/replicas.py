@@ -15,6 +15,7 @@ from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import FormPipeline, Loaded, LoadStage
 from services.controller.core.cluster.market import LaunchFailed, NodeGone, Offer, ProviderEvent
+from services.controller.core.ledger.outcomes import ServingHead
 from services.engine.backend import BLOCK_SIZE
 from simulator.environment.addresses import CONTROLLER, ROUTERS
 from simulator.environment.environment import Environment
@@ -64,6 +65,10 @@ class Replicas(Process):
     def pipelines(self) -> int:
         """Replicas that take requests."""
         return len(self._routes())
+
+    def heads(self, now_s: float) -> tuple[ServingHead, ...]:
+        """None has a phase, and nothing is handed on."""
+        return ()
 
     def serves_whole(self) -> bool:
         """As many as should be ready are."""

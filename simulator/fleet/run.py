@@ -7,7 +7,7 @@ with the first pipeline that serves. At the end the books have to balance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from random import Random
@@ -23,7 +23,7 @@ from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
-from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
 from services.controller.core.model_facts import ModelFacts
 from services.controller.core.strategy import Strategy
 from services.controller.providers.market_file import MarketEvent
@@ -77,7 +77,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
     facts = ModelFacts(model.name or "model", "fleet", model.layers, model.vocab, 1 << 20, "{}")
     objective = document.objective
     aim = Aim(objective.name)
-    if objective.name != "throughput":
+    if objective.planned or objective.name != "throughput":
         aim = Aim(objective.name, objective.ttft_s or 0.0, objective.tpot_s or 0.0)
     goal = Goal(facts, aim)
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
@@ -92,6 +92,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
             initial=initial,
             expected_nodes=len(initial),
             strategy=strategy,
+            phases=document.phases,
             budget_per_hour=document.budget_per_hour,
             heartbeat_interval_s=beat_s,
             glance_s=beat_s,
@@ -111,7 +112,10 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
             horizon_s=min(1800.0, document.horizon_s),
         ),
         replanning=ReplanSettings(
-            counts_arrivals=not aim.is_plain, cool_down_s=cool_down_s, anew=strategy.uniform
+            counts_arrivals=not aim.is_plain,
+            counts_lengths=strategy.weights_stay,
+            cool_down_s=cool_down_s,
+            anew=strategy.uniform,
         ),
         succession=SuccessionSettings(automatic=document.replans),
         workloads=WorkloadSettings(),
@@ -141,6 +145,9 @@ class Service(Protocol):
     def serves_whole(self) -> bool:
         """All that is planned serves."""
 
+    def heads(self, now_s: float) -> Sequence[ServingHead]:
+        """Where generations may go on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Controlled:
@@ -155,7 +162,10 @@ class Controlled:
     def serves_whole(self) -> bool:
         plan = self.cluster.plan
         planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
-        return self.pipelines >= planned
+        return self.pipelines + len(self.cluster.handing_over()) >= planned
+
+    def heads(self, now_s: float) -> Sequence[ServingHead]:
+        return self.cluster.view.heads(now_s)
 
 
 class _Kept(Unwatched):
@@ -191,9 +201,14 @@ class FleetRun:
         self._nodes: list[FleetNode] = []
         self._provider = SimulatedProvider(self._environment, self._start)
         judge = Judge(
-            scenario.costs, shuntserve.plan, self._judged, scenario.costs.engine.load_bytes_per_s
+            scenario.costs,
+            shuntserve.plan,
+            self._judged,
+            scenario.costs.engine.load_bytes_per_s,
+            counts_lengths=True,
         )
-        FleetPlacement(self._environment, judge, scenario.document.first_plan, self._offer_id)
+        first = scenario.document.first_plan
+        FleetPlacement(self._environment, judge, first, self._offer_id)
         self._kept = _Kept()
         self._kept.clock = self._clock
         self._service = self._served_by(self._provider)
@@ -219,6 +234,7 @@ class FleetRun:
             places=workload.places,
             concurrency=workload.concurrency,
             tolerant=workload.tolerant,
+            heads=lambda: self._service.heads(self._clock.now_s),
         )
 
     def _served_by(self, provider: SimulatedProvider) -> Service:

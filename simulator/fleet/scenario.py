@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.common.yaml_file import Row, read_yaml
 from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.providers.market_file import MarketEvent, MarketScript, read_market
@@ -125,6 +126,8 @@ class ObjectiveRow(Row):
     name: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
     ttft_s: Target | None = None
     tpot_s: Target | None = None
+    planned: bool = False
+    """Of `throughput` too, plans are made to keep these times; they are of the others anyway."""
 
 
 class ReplicasRow(Row):
@@ -146,6 +149,8 @@ class ScenarioDocument(Row):
     """At first, by offer; all that are offered where nothing is said."""
     first_plan: tuple[tuple[StageRow, ...], ...] = Field(default=(), max_length=64)
     """Pipelines, head first; the planner's choice where nothing is said."""
+    phases: tuple[PipelinePhase, ...] = Field(default=(), max_length=64)
+    """Of the first plan's pipelines, in their order; those behind the last one do both."""
     replans: bool = True
     """Otherwise the first plan stays: nodes that go are followed by their like, and that is all."""
     replicas: ReplicasRow | None = None
@@ -220,6 +225,8 @@ def read_scenario(path: Path) -> Scenario:
             raise _wrong(path, f"strategies.{index}", f"{name[:40]!r} is none of {known}")
     if SKYSERVE.name in document.strategies and document.replicas is None:
         raise _wrong(path, "replicas", f"{SKYSERVE.name} has to be told how many")
+    if document.phases and document.workload.flow is not None:
+        raise _wrong(path, "phases", "a flow has none: its requests are not told apart")
     offers, events = _supply(path, document, catalogue)
     initial = _initial(path, document, offers)
     trace = _trace(path, document)

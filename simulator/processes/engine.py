@@ -44,6 +44,7 @@ ROUND_BLOCKS = 3
 """Blocks that go ahead together."""
 ROUND_FAILS = 0.15
 """Share of the rounds that some stage does not answer."""
+AT_BLOCK_ENDS_S = 0.3
 PROBE_S = 0.5
 
 
@@ -326,6 +327,9 @@ class SimulatedEngine(Process):
 
     def drain(self, reply: Reply, formation_id: str, running: frozenset[str] = frozenset()) -> None:
         """Seals all but what goes on `running`, and answers when the journal has."""
+        if self.environment.settings.kv_travels and not running:
+            self._drain_at_block_ends(reply, formation_id, self.clock.now_s + AT_BLOCK_ENDS_S)
+            return
         try:
             actions = self.core.drain(formation_id, self.clock.now_s, running)
         except ShuntError as error:
@@ -333,6 +337,21 @@ class SimulatedEngine(Process):
             return
         self._draining.append((formation_id, running, reply))
         self.act(actions)
+
+    def _drain_at_block_ends(self, reply: Reply, formation_id: str, until_s: float) -> None:
+        late = self.batching.within_blocks() if self.clock.now_s < until_s else frozenset()
+        try:
+            actions = self.core.drain(formation_id, self.clock.now_s, late)
+        except ShuntError as error:
+            reply(error)
+            return
+        self.act(actions)
+        if late:
+            self._keep(formation_id)
+            step_s = self.environment.settings.step_s
+            self.after(step_s, self._drain_at_block_ends, reply, formation_id, until_s)
+        else:
+            self._draining.append((formation_id, late, reply))
 
     def copy(
         self,

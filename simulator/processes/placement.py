@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import chain, repeat
 from typing import TypeVar
@@ -29,6 +29,7 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
+from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.workload import Workload as ModelWorkload
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
@@ -60,6 +61,8 @@ from simulator.processes.stages import LAYER_COUNT
 SEARCH_S = (0.02, 0.3)
 """Meanwhile things happen."""
 Asked = TypeVar("Asked", Replanning, Dividing)
+Lengths = tuple[int, int]
+"""Of prompts and answers, in tokens."""
 SHAPED_AS = "smollm2-135m"
 """A model of as many layers, by which plans are judged."""
 
@@ -73,6 +76,31 @@ class Judge:
     node: Callable[[str, NodeShape, Offer | None], CandidateNode]
     """As the planner sees it: by name, shape and what it was, or would be, launched from."""
     load_bytes_per_s: float = LOAD_BYTES_PER_S
+    counts_lengths: bool = False
+    """What requests look like is as it was measured; else what the costs say."""
+    _known: dict[Lengths, Costs] = field(default_factory=dict)
+
+    def costs_at(self, told: ModelWorkload | None) -> Costs:
+        """For such requests. Lengths that differ by no more than plans are made for are the same:
+        what was estimated for them holds."""
+        costs = self.costs
+        if told is None:
+            return costs
+        if self.counts_lengths and told.input_tokens and told.output_tokens:
+            costs = self._like(told)
+        return costs.at_rate(told.arrival_rate_rps)
+
+    def _like(self, told: ModelWorkload) -> Costs:
+        base = self.costs.workload
+        self._known.setdefault((base.input_tokens, base.output_tokens), self.costs)
+        for lengths, costs in self._known.items():
+            known = ModelWorkload(told.arrival_rate_rps, *lengths)
+            if told.within(known, ReplanSettings().envelope, arrivals=False):
+                return costs
+        lengths = round(told.input_tokens), round(told.output_tokens)
+        costs = self.costs
+        made = Costs(costs.model, Workload(*lengths), costs.calibration, costs.catalogue)
+        return self._known.setdefault(lengths, made)
 
 
 @cache
@@ -189,7 +217,7 @@ def next_plan(judge: Judge, question: Replanning, *, uniform: bool = False) -> N
     wishes, goal, known = question.wishes, question.goal, _known(judge, question)
     nodes = _nodes(known)
     objective = objective_of(goal.aim, wishes.budget_per_hour)
-    costs = _costs_at(judge, question.workload)
+    costs = judge.costs_at(question.workload)
     phases = [one.phase if question.phases_only else PipelinePhase.BOTH for one in question.running]
     change = replace(
         _change(judge, question, goal, question.running, nodes, phases),
@@ -219,9 +247,7 @@ def next_division(judge: Judge, question: Dividing) -> NextPlan:
     for goal, told in zip(question.goals, question.workloads, strict=True):
         objective = objective_of(goal.aim)
         name = goal.model.model_id
-        shares.append(
-            Share(name, _costs_at(judge, told), judge.planner, objective, goal.aim.weight)
-        )
+        shares.append(Share(name, judge.costs_at(told), judge.planner, objective, goal.aim.weight))
         running = tuple(pipeline for model, pipeline in question.running if model == goal.model)
         changes.append(_change(judge, question, goal, running, nodes))
     limits = Limits(wishes.budget_per_hour, wishes.nodes_min, wishes.nodes_max)
@@ -263,10 +289,6 @@ def _known(judge: Judge, question: Question) -> dict[str, Known]:
 
 def _nodes(known: Mapping[str, Known]) -> tuple[CandidateNode, ...]:
     return tuple(one.node for one in known.values())
-
-
-def _costs_at(judge: Judge, told: ModelWorkload | None) -> Costs:
-    return judge.costs.at_rate(told.arrival_rate_rps) if told is not None else judge.costs
 
 
 def _change(

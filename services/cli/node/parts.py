@@ -106,7 +106,7 @@ def parts_of(
         environment,
         {
             "ADVERTISE_HOST": settings.advertise_host or here,
-            **_computing(settings, devices),
+            **_computing(settings, devices, environment),
             **{f"FOUND__{name.upper()}": _text(getattr(machine, name)) for name in _FACTS},
         },
         {
@@ -121,10 +121,13 @@ def parts_of(
     return store, engine
 
 
-def _computing(settings: NodeSettings, devices: Sequence[Device]) -> dict[str, str]:
+def _computing(
+    settings: NodeSettings, devices: Sequence[Device], environment: Mapping[str, str]
+) -> dict[str, str]:
     """Where the engine computes, and with what."""
     if devices:
-        size_bytes: float | None = min(device.memory_bytes for device in devices)
+        smallest_bytes = min(device.memory_bytes for device in devices)
+        size_bytes: float | None = smallest_bytes * _sharing(environment, len(devices))
         share, where = settings.memory_share or GPU_SHARE, {"DEVICE": "cuda"}
     else:
         size_bytes = usable_memory_bytes()
@@ -133,6 +136,14 @@ def _computing(settings: NodeSettings, devices: Sequence[Device]) -> dict[str, s
     if size_bytes is not None:
         where["MEMORY_BYTES"] = str(int(size_bytes * share))
     return where
+
+
+def _sharing(environment: Mapping[str, str], devices: int) -> int:
+    """Of so many devices, those that the engine is told to share a stage among: vLLM's can."""
+    said = environment.get("SHUNT_ENGINE_RANKS", "")
+    if environment.get("SHUNT_ENGINE_BACKEND") != "vllm" or not said.isdigit():
+        return 1
+    return min(int(said) or devices, devices)
 
 
 def _part(

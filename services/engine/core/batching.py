@@ -269,6 +269,21 @@ class Batching:
         """The blocks of this fetch are still to come to the formation that is led."""
         return self.lead is not None and self.lead.incoming.awaits(number)
 
+    def within_blocks(self) -> frozenset[str]:
+        """Generations of one sequence that decodes, whose last block will not be full when the
+        steps that have departed are back: who goes on with one computes what is in that block, and
+        a row takes the longer the further behind it is."""
+        if self.lead is None:
+            return frozenset()
+        found = map(self.lead.scheduler.find, self.generations.alone())
+        return frozenset(
+            sequence.key.generation_id
+            for sequence in found
+            if sequence is not None
+            and sequence.phase is Phase.DECODE
+            and sequence.computed % BLOCK_SIZE
+        )
+
     def left(self, leaving: Leaving, now_s: float) -> Due:
         """Stages were asked to keep these, and have answered or not, or do so no more."""
         leaving.give_back()

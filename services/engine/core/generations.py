@@ -146,6 +146,11 @@ class Generations:
         }
         return sorted(left, key=left.__getitem__)
 
+    def alone(self) -> list[SequenceKey]:
+        """Sequences of generations that run and have no other."""
+        running = [held.keys_in_batch for held in self._held.values() if held.life is Life.LIVE]
+        return [keys[0] for keys in running if len(keys) == 1]
+
     def drained(self, formation_id: str, now_s: float, running: Collection[str] = ()) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
         them and their readers have had everything (or `drain_readers_s` has passed); those that go

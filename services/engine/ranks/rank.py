@@ -15,3 +15,8 @@ class Rank:
     """A file that all ranks of the stage have open, and nobody else: empty at first."""
     meeting: str
     """A name that all ranks of the stage have, and nobody else on this host."""
+
+    def device(self, first: str) -> str:
+        """Its own, where rank 0 computes on this one: cpu, cuda, cuda:2."""
+        kind, _, number = first.partition(":")
+        return first if kind == "cpu" else f"{kind}:{int(number or 0) + self.number}"

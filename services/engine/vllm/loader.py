@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,8 @@ class VllmLoader:
     run; stages share nothing."""
 
     def __init__(self, options: VllmOptions, rank: Rank | None = None) -> None:
-        self._options, self._rank = options, rank
+        device = options.device if rank is None else rank.device(options.device)
+        self._options, self._rank = replace(options, device=device), rank
         self._warm = threading.Thread(target=self._import, name="warm", daemon=True)
         self._known: dict[tuple[ModelRef, int], tuple[StoredModel, Shape]] = {}
         """By model and degree."""

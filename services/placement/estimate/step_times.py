@@ -66,6 +66,14 @@ class StepTimes:
             rooms.append(int(free / a_position))
         return min(rooms)
 
+    def kv_positions_per_s(self) -> float:
+        """Positions whose KV cache goes to another pipeline, or comes from one: each stage sends
+        its own layers."""
+        return min(
+            part.network_bytes_per_s / (part.model.kv_bytes_per_token_layer * layers)
+            for part, layers in zip(self._parts, self._layers, strict=True)
+        )
+
     def cycle_s(self, decoding: int, context: float, prompt_rows: float, prompts: float) -> float:
         """Seconds in which each of these sequences gets one step."""
         split = Microbatches.of(self.stages, self.profile, decoding, prompt_rows)

@@ -438,7 +438,7 @@ class World:
             recovered = await shared.lead()
         local = settings.provider == "local"
         self.provider.capabilities = Capabilities(local, local, local)
-        self.provider.stock = settings.offers
+        self.provider.stock = settings.supply.offers
         controller = AssembledController(
             settings, FACTS, journal=self.journal, recovered=recovered, provider=self.provider
         )

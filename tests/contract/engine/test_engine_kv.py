@@ -15,7 +15,7 @@ from services.common.errors import Superseded
 from services.common.exchange import CheckpointResult
 from services.common.generation import GenerationRequest
 from services.common.prefix import chain_of
-from services.engine import kv_calls
+from services.engine import head, kv_calls
 from tests.contract.engine.rig import Rig, Stream, Worker, generate, request
 from tests.contract.engine.tiny import LAYERS, expected_ids
 from tests.waiting import until
@@ -342,6 +342,22 @@ async def test_blocks_of_a_stage_that_does_not_answer_are_given_back_when_it_wri
         await behind
     await other.end()
     assert other.ids[0] == expected_ids(PROMPT[::-1], LONG)
+
+
+async def test_a_generation_leaves_when_its_last_block_is_full(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever goes on with it computes the row of its last id."""
+    monkeypatch.setattr(head, "AT_BLOCK_ENDS_S", 60.0)
+    old, new = await rig.worker(step_s=0.004, max_drafts=0), await rig.worker()
+    await rig.form([old], [], "f1")
+    await rig.form([new], [], "f2")
+    asked = request("g", PROMPT, TOKENS)
+    held = await drained([old], asked, "f1", 20)
+    assert (len(PROMPT) + len(held)) % 16 == 1
+    stream = await resumed(new, asked, "f2", held, source_of([old], [], "f1"))
+    assert held + stream.ids[0] == expected_ids(PROMPT, TOKENS)
+    assert (await _stats(new)).replayed_tokens == 1
 
 
 async def test_what_is_to_be_replayed_is_not_kept(rig: Rig) -> None:

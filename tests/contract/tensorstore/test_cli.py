@@ -128,3 +128,14 @@ def test_a_mistake_is_told_in_one_line(
     done = model(*arguments, *store, code=1)
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("gc",), ("delete", "tiny")])
+def test_a_store_that_is_not_there_is_no_empty_one(tmp_path: Path, command: tuple[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file"):
+        done = model(*command, "--store", tmp_path / name, code=1)
+        assert done.stdout == ""
+        assert f"error: there is no store at {tmp_path / name}; " in done.stderr
+    (tmp_path / "store").mkdir()
+    assert model("list", "--json", "--store", tmp_path / "store").stdout == "[]\n"

@@ -310,3 +310,10 @@ def test_a_name_that_is_none_is_refused(text: str, field: str) -> None:
 def test_a_name_may_have_a_revision() -> None:
     assert parse_hub_name("hf:a/b") == HubModel("a/b", "main")
     assert parse_hub_name("hf:a/b@refs/pr/1") == HubModel("a/b", "refs/pr/1")
+
+
+def test_an_endpoint_that_is_no_address_is_named_at_once(hub: FakeHub, tmp_path: Path) -> None:
+    hub.url = "hub.example"
+    found = refused(hub, tmp_path / "root")
+    assert isinstance(found, InvalidArgument)
+    assert found.message == "HF_ENDPOINT is no address of a hub: https://HOST"

@@ -22,7 +22,7 @@ def test_its_market_is_what_a_mesh_is_started_with(tmp_path: Path) -> None:
     script = read_market(path, memory_bytes=1, device_type="cpu")
     assert (script.offers, script.events) == (scenario.offers, scenario.events)
     mesh = ControllerSettings(market_file=path, node_speeds=scenario.nodes)
-    assert len(mesh.initial_nodes) == 3
+    assert len(mesh.supply.initial_nodes) == 3
 
 
 def test_the_same_seed_asks_the_same(tmp_path: Path) -> None:

@@ -236,3 +236,12 @@ async def test_only_the_kinds_that_are_asked_for_are_shown(tmp_path: Path) -> No
     kinds = [line.split()[4] for line in told.decode().splitlines()]
     assert kinds == ["plan_ready", "node_returned"]
     assert log.asked == [2]
+
+
+async def test_a_kind_of_which_there_is_nothing_is_told(tmp_path: Path) -> None:
+    log = Log([event(1), event(2, "plan_ready")])
+    async with played(tmp_path, log), asyncio.timeout(WAIT_S):
+        reader = await _shunt_events(tmp_path, "--kind", "plan_ready", "--kind", "plan_raedy")
+        told, complaints = await reader.communicate()
+    assert len(told.splitlines()) == 1
+    assert complaints.decode() == "shunt: there is no event of the kind plan_raedy\n"

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from services.common.addresses import MAX_CONTROLLERS, addresses_of, checked_addresses
+from services.common.addresses import (
+    MAX_CONTROLLERS,
+    addresses_of,
+    checked_address,
+    checked_addresses,
+)
+from services.controller.settings import ControllerSettings
 from services.router.settings import RouterSettings
 
 
@@ -28,3 +36,15 @@ def test_routers_name_a_bad_one() -> None:
     assert RouterSettings(controller_address="a:1,b:2").controllers == ("a:1", "b:2")
     with pytest.raises(ValidationError, match="controller_address"):
         RouterSettings(controller_address="a;b")
+
+
+@pytest.mark.parametrize("text", ["", "host", "a:1,b:2"])
+def test_a_service_that_is_one_has_one_address(text: str) -> None:
+    assert checked_address("dns:///placement:7003") == "dns:///placement:7003"
+    with pytest.raises(ValueError, match="is host:port"):
+        checked_address(text)
+    with pytest.raises(ValidationError, match="tensorstore_address"):
+        RouterSettings(tensorstore_address=text)
+    for name in ("tensorstore_address", "placement_address", "launcher_address"):
+        with pytest.raises(ValidationError, match=name):
+            ControllerSettings(**{"data_dir": Path(), name: text})  # type: ignore[arg-type]

@@ -20,7 +20,11 @@ FACTS = ModelFacts("tiny", "ab", 6, 100, 512, "{}")
 
 def test_speeds_become_nodes() -> None:
     settings = ControllerSettings(node_speeds="3:2,1.5", node_memory_bytes=7)
-    assert settings.initial_nodes == (NodeShape(7, 3.0), NodeShape(7, 2.0), NodeShape(7, 1.5))
+    assert settings.supply.initial_nodes == (
+        NodeShape(7, 3.0),
+        NodeShape(7, 2.0),
+        NodeShape(7, 1.5),
+    )
     cluster = settings.cluster(FACTS)
     assert (cluster.expected_nodes, cluster.first.facts.context_length) == (3, 512)
     assert cluster.can_launch
@@ -28,26 +32,26 @@ def test_speeds_become_nodes() -> None:
 
 def test_containers_are_launched_as_local_nodes_are() -> None:
     settings = ControllerSettings(provider="docker", node_speeds="3:2", node_memory_bytes=7)
-    assert settings.initial_nodes == (NodeShape(7, 3.0), NodeShape(7, 2.0))
-    assert [offer.offer_id for offer in settings.offers] == ["docker-3.0", "docker-2.0"]
-    assert {offer.instance_type for offer in settings.offers} == {"docker"}
+    assert settings.supply.initial_nodes == (NodeShape(7, 3.0), NodeShape(7, 2.0))
+    assert [offer.offer_id for offer in settings.supply.offers] == ["docker-3.0", "docker-2.0"]
+    assert {offer.instance_type for offer in settings.supply.offers} == {"docker"}
     assert settings.cluster(FACTS).can_launch
 
 
 def test_backends_are_of_the_pipelines_in_turn() -> None:
     settings = ControllerSettings(node_speeds="3:2,3:2", node_backend="native,vllm")
-    shapes = settings.initial_nodes
+    shapes = settings.supply.initial_nodes
     assert [(s.relative_speed, s.backend) for s in shapes] == [
         *((3.0, "native"), (2.0, "native")),
         *((3.0, "vllm"), (2.0, "vllm")),
     ]
-    offers = {offer.offer_id: offer.shape for offer in settings.offers}
+    offers = {offer.offer_id: offer.shape for offer in settings.supply.offers}
     assert offers == {
         f"local-{s.relative_speed}-{s.backend}": s for s in shapes
     }  # else two would have one name
     of_one = ControllerSettings(node_backend="vllm")
-    assert {shape.backend for shape in of_one.initial_nodes} == {"vllm"}
-    assert [offer.offer_id for offer in of_one.offers] == ["local-3.0", "local-2.0"]
+    assert {shape.backend for shape in of_one.supply.initial_nodes} == {"vllm"}
+    assert [offer.offer_id for offer in of_one.supply.offers] == ["local-3.0", "local-2.0"]
 
 
 @pytest.mark.parametrize(
@@ -110,12 +114,15 @@ def test_the_environment_is_read(
 
 def test_without_a_market_every_speed_is_offered_as_often_as_anybody_asks() -> None:
     settings = ControllerSettings(node_speeds="3:2,3:2")
-    three, two = settings.offers
-    assert (three.shape, two.shape) == (settings.initial_nodes[0], settings.initial_nodes[1])
+    three, two = settings.supply.offers
+    assert (three.shape, two.shape) == (
+        settings.supply.initial_nodes[0],
+        settings.supply.initial_nodes[1],
+    )
     assert (three.count, three.price_per_hour, three.declared) == (10_000, None, True)
     market = Market()
-    assert market.update(settings.offers).dropped == ()
-    assert ControllerSettings(provider="external").offers == ()
+    assert market.update(settings.supply.offers).dropped == ()
+    assert ControllerSettings(provider="external").supply.offers == ()
 
 
 def test_a_market_decides_the_nodes_of_the_first_plan(tmp_path: Path) -> None:
@@ -125,8 +132,8 @@ def test_a_market_decides_the_nodes_of_the_first_plan(tmp_path: Path) -> None:
         " launch_s: 30}]"
     )
     settings = ControllerSettings(market_file=path, node_speeds="3:3")
-    assert settings.initial_nodes == (NodeShape(9, 3.0),) * 2
-    assert [offer.offer_id for offer in settings.offers] == ["a"]
+    assert settings.supply.initial_nodes == (NodeShape(9, 3.0),) * 2
+    assert [offer.offer_id for offer in settings.supply.offers] == ["a"]
     plain = ControllerSettings().cluster(FACTS).launch_timeout_s
     assert settings.cluster(FACTS).launch_timeout_s == plain + 30
 
@@ -140,19 +147,21 @@ def test_declared_speeds_are_shares_of_the_cores_there_are(
         " {id: fast, count: 0, price_per_hour: 1, relative_speed: 4}]\n"
         "events: [{at_s: 3, offer: fast, count: 2}]"
     )
-    monkeypatch.setattr("services.controller.settings.usable_cores", lambda: 2.0)
+    monkeypatch.setattr("services.controller.supply.usable_cores", lambda: 2.0)
     settings = ControllerSettings(market_file=path, node_speeds="1:1,1:1", nodes_max=6)
-    assert settings.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 12)
-    assert settings.core_share(1.0) == pytest.approx(FOR_STEPS * 2 / 12)
+    assert settings.supply.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 12)
+    assert settings.supply.core_share(1.0) == pytest.approx(FOR_STEPS * 2 / 12)
     fewer = ControllerSettings(market_file=path, node_speeds="1:1")
-    assert fewer.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 8)
-    assert ControllerSettings().core_share(3.0) == 1.0, "nobody has named a speed of a market"
+    assert fewer.supply.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 8)
+    assert ControllerSettings().supply.core_share(3.0) == 1.0, (
+        "nobody has named a speed of a market"
+    )
 
 
 def test_a_market_that_offers_nothing_yet_has_a_share_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text("offers: [{id: a, count: 0, price_per_hour: 1}]")
-    assert 0 < ControllerSettings(market_file=path, node_speeds="1").core_share(1.0) <= 1
+    assert 0 < ControllerSettings(market_file=path, node_speeds="1").supply.core_share(1.0) <= 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +184,7 @@ def test_a_market_that_does_not_fit_is_refused_by_name(
 def test_the_example_of_a_market_is_one_for_the_nodes_there_are() -> None:
     example = Path(__file__).parents[3] / "deploy" / "markets" / "laptop.yaml"
     settings = ControllerSettings(market_file=example)
-    assert len(settings.initial_nodes) == 4
+    assert len(settings.supply.initial_nodes) == 4
     assert settings.market is not None
     assert any(event.take for event in settings.market.events)
 
@@ -183,7 +192,7 @@ def test_the_example_of_a_market_is_one_for_the_nodes_there_are() -> None:
 def test_given_stages_need_a_node_each_and_no_planner_of_its_own_degrees() -> None:
     settings = ControllerSettings(stages="0-1:tp1,2-5:tp2", node_speeds="3:2,3:2")
     assert [stage.tp_degree for stage in settings.planned_stages] == [1, 2]
-    assert {shape.device_count for shape in settings.initial_nodes} == {2}
+    assert {shape.device_count for shape in settings.supply.initial_nodes} == {2}
     assert not settings.succession.automatic
     assert ControllerSettings().planned_stages == ()
     assert ControllerSettings().succession.automatic

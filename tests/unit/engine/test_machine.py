@@ -97,6 +97,7 @@ def test_only_what_a_provider_says_is_declared() -> None:
         ({"device": "cuda:1"}, GPUS, (8 << 30, "t4")),
         ({"device": "cuda:1", "memory_bytes": 99 << 30}, GPUS, (15 << 30, "t4")),
         ({"device": "cuda:2"}, GPUS, (8 << 30, "cpu")),
+        ({"device": "cuda", "memory_bytes": 99 << 30}, GPUS, (22 << 30, "l4")),
         ({"device": "cuda", "device_type": "a100"}, GPUS, (8 << 30, "a100")),
         ({"device": "cuda"}, NOTHING_KNOWN, (8 << 30, "cpu")),
         ({"declared": Declared()}, MachineFacts(memory_bytes=2 << 30), (8 << 30, "cpu")),
@@ -124,6 +125,9 @@ def test_a_node_is_no_more_than_was_found_where_it_computes(
         ({"ranks": 0}, NOTHING_KNOWN, 1),
         ({"ranks": 0, "device": "cuda"}, GPUS, 1),
         ({"ranks": 0, "device": "cuda", "backend": "vllm"}, GPUS, 2),
+        ({"ranks": 4, "device": "cuda", "backend": "vllm"}, GPUS, 2),
+        ({"ranks": 2, "device": "cuda:1", "backend": "vllm"}, GPUS, 1),
+        ({"ranks": 4, "device": "cuda", "backend": "vllm"}, NOTHING_KNOWN, 4),
         ({"ranks": 9, "backend": "vllm"}, NOTHING_KNOWN, 9),
     ],
 )
@@ -132,6 +136,12 @@ def test_a_node_has_as_many_ranks_as_are_set_or_as_there_is_something_for(
 ) -> None:
     chosen = EngineSettings(node_id="n").model_copy(update=settings)
     assert machine.shape(chosen, found).device_count == ranks
+
+
+def test_a_node_of_several_ranks_has_the_memory_of_all_their_devices() -> None:
+    said = {"device": "cuda", "backend": "vllm", "ranks": 2, "memory_bytes": 99 << 30}
+    shape = machine.shape(EngineSettings(node_id="n").model_copy(update=said), GPUS)
+    assert (shape.device_count, shape.memory_bytes) == (2, 2 * (15 << 30))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from services.common.exchange import ResumeQuestion
-from services.common.generation import GenerationRequest
+from services.common.generation import GenerationRequest, ModelRef
 from services.common.phases import PipelinePhase
 from services.controller.core.ledger.outcomes import Coming, ServingHead
 
@@ -74,8 +75,20 @@ class HandedOn:
         return self._counts.get(began_at, {})
 
 
+class Needs(NamedTuple):
+    """What a generation has to have of a head."""
+
+    model: ModelRef
+    positions: int
+    """Of its prompt and its longest answer."""
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Needs:
+        return cls(request.model, len(request.prompt_ids) + request.sampling.max_tokens)
+
+
 def best_head(
-    request: GenerationRequest,
+    needs: Needs,
     wanted: str,
     heads: Iterable[ServingHead],
     loads: Mapping[str, int],
@@ -96,7 +109,7 @@ def best_head(
         return max(named, 1e-9)
 
     return min(
-        (head for head in heads if head.takes_new and _suits(head, request)),
+        (head for head in heads if head.takes_new and _suits(head, needs)),
         key=lambda head: (
             bool(wanted) and head.numerics_class != wanted,
             head.phase is other,
@@ -113,11 +126,10 @@ def is_expected(
     """A head of the wanted arithmetic is about to serve, or one that is still listed does not
     serve now: it comes back, or what is lost is known in a moment, and replaced."""
     return (request.model, wanted) in coming or any(
-        head.numerics_class == wanted and not head.departs and _suits(head, request)
+        head.numerics_class == wanted and not head.departs and _suits(head, Needs.of(request))
         for head in heads
     )
 
 
-def _suits(head: ServingHead, request: GenerationRequest) -> bool:
-    positions = len(request.prompt_ids) + request.sampling.max_tokens
-    return head.route.model == request.model and head.route.max_positions >= positions
+def _suits(head: ServingHead, needs: Needs) -> bool:
+    return head.route.model == needs.model and head.route.max_positions >= needs.positions

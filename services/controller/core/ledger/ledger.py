@@ -39,6 +39,7 @@ from services.controller.core.ledger.entry import JournalEntry, outlived
 from services.controller.core.ledger.granting import (
     Complaints,
     HandedOn,
+    Needs,
     Patience,
     best_head,
     is_expected,
@@ -350,7 +351,13 @@ class Ledger:
         name = question.generation_id
         promised = self._promised.get(name, "")
         head = best_head(
-            entry.request, had, trusted, loads, weights, goes_on=goes_on, promised=promised
+            Needs.of(entry.request),
+            had,
+            trusted,
+            loads,
+            weights,
+            goes_on=goes_on,
+            promised=promised,
         )
         if head is None:
             return None
@@ -566,7 +573,7 @@ class Ledger:
             had = entry.classes[-1] if entry.classes else ""
             before = self._promised.get(name, "")
             head = best_head(
-                entry.request, had, others, loads, _NOTHING, goes_on=True, promised=before
+                Needs.of(entry.request), had, others, loads, _NOTHING, goes_on=True, promised=before
             )
             if head is not None and head.numerics_class == had:
                 promised[name], there = head, head.route.formation_id
@@ -590,7 +597,7 @@ class Ledger:
         loads.update(self._promised[name] for name in names if name in self._promised)
         others = [head for head in heads if head is not began]
         had = entry.classes[-1] if entry.classes else ""
-        head = best_head(entry.request, had, others, loads, began.onward, goes_on=True)
+        head = best_head(Needs.of(entry.request), had, others, loads, began.onward, goes_on=True)
         if head is None or head.phase is PipelinePhase.PREFILL or head.numerics_class != had:
             return None
         self._promised[generation_id] = head.route.formation_id

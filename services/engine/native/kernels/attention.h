@@ -85,14 +85,18 @@ void score_tile(const typename T::E* const* q, const typename T::E* const* pages
   F acc[M][B] = {};
   for (int64_t s = 0; s < d / T::kStep; s++) {
     I key[B];
+#pragma GCC unroll 8
     for (int b = 0; b < B; b++) key[b] = load_step(pages[b] + s * kBlock * T::kStep);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       I a = splat_step(q[m] + s * T::kStep);
+#pragma GCC unroll 8
       for (int b = 0; b < B; b++) acc[m][b] = T::dot(acc[m][b], a, key[b]);
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
     for (int b = 0; b < B; b++) store(scores + m * stride + b * kBlock, acc[m][b]);
 }
 
@@ -120,9 +124,11 @@ void score_all(const typename T::E* q, int64_t m, const typename T::E* keys, con
   const typename T::E* vectors[kQueries];
   for (int64_t i = 0; i < m; i++) vectors[i] = q + i * d;
   int64_t b = 0;
-  for (const typename T::E* pages[4]; m <= kQueries / 3 && b + 4 <= blocks; b += 4) {
+  for (const typename T::E* pages[4]; b + 4 <= blocks; b += 4) {
     for (int i = 0; i < 4; i++) pages[i] = keys + table[b + i] * page;
-    score<T, 4, kQueries / 3>(m, vectors, pages, d, scores + b * kBlock, stride);
+    for (int64_t i = 0; i < m; i += kFourRows)
+      score<T, 4, kFourRows>(std::min(kFourRows, m - i), vectors + i, pages, d,
+                             scores + i * stride + b * kBlock, stride);
   }
   for (; b < blocks; b++) {
     const typename T::E* one = keys + table[b] * page;
@@ -184,6 +190,39 @@ void mix_all(const typename T::E* weights, int64_t stride, int64_t m, const type
   }
 }
 
+// Scores of positions before `from` and from `to` on: of none of the context.
+inline void hide(float* scores, int64_t length, int64_t from, int64_t to) {
+  const F never = splat(-__builtin_inff());
+  auto keep = [&](int64_t i, I seen) { store(scores + i, select(seen, load(scores + i), never)); };
+  for (int64_t i = 0; i < from; i += kLanes) keep(i, lanes() + (int32_t)i >= (int32_t)from);
+  for (int64_t i = to / kLanes * kLanes; i < length; i += kLanes)
+    keep(i, lanes() + (int32_t)i < (int32_t)to);
+}
+
+// Of M rows of scores the exponentials, over their row's maximum, and one over their sums. Rows are
+// taken together, for one alone would wait for itself.
+template <class T, int M>
+void soften(int64_t m, float* scores, typename T::E* weights, int64_t length, const Shape& s,
+            float* totals) {
+  if constexpr (M > 1)
+    if (m < M) return soften<T, M - 1>(m, scores, weights, length, s, totals);
+  F top[M], total[M] = {};
+  const F scale = splat(s.score_cap ? 1.0f : s.scale);
+  for (int r = 0; r < M; r++) top[r] = splat(-__builtin_inff());
+  for (int64_t i = 0; i < length; i += kLanes)
+#pragma GCC unroll 4
+    for (int r = 0; r < M; r++) top[r] = larger(load(scores + r * length + i) * scale, top[r]);
+  for (int r = 0; r < M; r++) top[r] = splat(maximum(top[r]));
+  for (int64_t i = 0; i < length; i += kLanes)
+#pragma GCC unroll 4
+    for (int r = 0; r < M; r++) {
+      F e = exponential(load(scores + r * length + i) * scale - top[r]);
+      total[r] += e;
+      T::narrow(weights + r * length + i, e);
+    }
+  for (int r = 0; r < M; r++) totals[r] = 1.0f / sum(total[r]);
+}
+
 // Queries (row, head) of one sequence and one KV head: scores, softmax, mixture; each over its
 // own context, from 0 or from where its window begins up to its position. Blocks of the tile before
 // and past it add exact zeros.
@@ -211,27 +250,17 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
     std::memcpy(vectors.data() + m * d, queries + at * d, d * sizeof(E));
   }
   score_all<T>(vectors.data(), m_count, keys, table, page, blocks, d, scores.data(), length);
-  float totals[kMost];
-  const F scale = splat(s.score_cap ? 1.0f : s.scale);
+  if (s.score_cap)
+    for (int64_t i = 0; i < m_count * length; i += kLanes)
+      store(&scores[i], capped(load(&scores[i]) * splat(s.scale), splat(s.score_cap)));
   for (int64_t m = 0; m < m_count; m++) {
-    float* x = scores.data() + m * length;
-    if (s.score_cap)
-      for (int64_t i = 0; i < length; i += kLanes)
-        store(x + i, capped(load(x + i) * splat(s.scale), splat(s.score_cap)));
     const int64_t context = q.start + row + m / head_count + 1 - begin * kBlock;
-    for (int64_t i = 0; i < context - window; i++) x[i] = -__builtin_inff();
-    for (int64_t i = context; i < length; i++) x[i] = -__builtin_inff();
-    F top = load(x) * scale;
-    for (int64_t i = kLanes; i < length; i += kLanes) top = larger(load(x + i) * scale, top);
-    const F peak = splat(maximum(top));
-    F total = {};
-    for (int64_t i = 0; i < length; i += kLanes) {
-      F e = exponential(load(x + i) * scale - peak);
-      total += e;
-      T::narrow(weights.data() + m * length + i, e);
-    }
-    totals[m] = 1.0f / sum(total);
+    hide(scores.data() + m * length, length, context - window, context);
   }
+  float totals[kMost];
+  for (int64_t m = 0; m < m_count; m += kSoftened)
+    soften<T, kSoftened>(std::min(kSoftened, m_count - m), scores.data() + m * length,
+                         weights.data() + m * length, length, s, totals + m);
   for (int64_t m = 0; m < m_count; m += kMixedAtOnce) {
     const int64_t some = std::min(kMixedAtOnce, m_count - m);
     for (int64_t column = 0; column < d; column += kWidth) {

@@ -61,9 +61,9 @@ struct StoreGated {
   }
 };
 
-// How far ahead of a weight that is read for the first time more of it is sent for, in bytes, where
-// M rows are multiplied by B column blocks; 0: the processor looks far enough ahead by itself.
-// Measured on Zen 4, so other levels go without.
+// Weights come from memory a while after they are sent for. Of few rows, each step sends for what
+// lies so many bytes ahead where M rows are multiplied by B column blocks; 0: the processor looks
+// far enough ahead by itself. Measured on Zen 4, so other levels go without.
 template <int M, int B>
 constexpr int64_t bytes_ahead() {
 #if defined(__AVX512BF16__)
@@ -73,10 +73,11 @@ constexpr int64_t bytes_ahead() {
 #endif
 }
 
-// Sums over a part of K, from step to step.
-template <class T, int M, int B>
+// Sums over a part of K, from step to step. Where many rows share a weight, `later` is sent for
+// meanwhile, a cache line a step.
+template <class T, int M, int B, bool Many>
 inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, int64_t from,
-                     int64_t to, bool unread, F (&acc)[M][2 * B]) {
+                     int64_t to, [[maybe_unused]] const char* later, F (&acc)[M][2 * B]) {
   const int64_t stride = k * kColumns;
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
@@ -84,12 +85,15 @@ inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, 
     for (int v = 0; v < 2 * B; v++) acc[m][v] = F{};
   for (int64_t s = from; s < to; s++) {
     I weight[2 * B];
+#if defined(__AVX512BF16__)
+    if constexpr (Many) __builtin_prefetch(later + s * kLine, 0, 2);
+#endif
 #pragma GCC unroll 8
     for (int b = 0; b < B; b++) {
       const typename T::E* p = w + b * stride + s * kColumns * T::kStep;
-      if (constexpr int64_t ahead = bytes_ahead<M, B>(); ahead && unread) {
+      if constexpr (constexpr int64_t ahead = bytes_ahead<M, B>(); !Many && ahead > 0) {
         __builtin_prefetch((const char*)p + ahead, 0, 2);
-        __builtin_prefetch((const char*)p + ahead + 64, 0, 2);
+        __builtin_prefetch((const char*)p + ahead + kLine, 0, 2);
       }
       weight[2 * b] = load_step(p);
       weight[2 * b + 1] = load_step(p + kLanes * T::kStep);
@@ -103,13 +107,13 @@ inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, 
   }
 }
 
-template <class T, int M, int B, class Store>
+template <class T, int M, int B, bool Many, class Store>
 void linear_tile(const typename T::E* x, int64_t k, int64_t parts, const typename T::E* w,
-                 int64_t row, int64_t block, bool unread, const Store& put) {
+                 int64_t row, int64_t block, const char* later, const Store& put) {
   F acc[M][2 * B], held[kParts / 2][M][2 * B];  // held: of one part, of two, waiting for others
   const int64_t steps = k / T::kStep / parts;
   for (int64_t part = 0; part < parts; part++) {
-    sum_part<T, M, B>(x, k, w, part * steps, (part + 1) * steps, unread, acc);
+    sum_part<T, M, B, Many>(x, k, w, part * steps, (part + 1) * steps, later, acc);
     int64_t level = 0;
     for (int64_t rest = part; rest & 1; rest >>= 1, level++)
 #pragma GCC unroll 16
@@ -127,12 +131,12 @@ void linear_tile(const typename T::E* x, int64_t k, int64_t parts, const typenam
 }
 
 // The tile of m rows, m known to the compiler.
-template <class T, int B, int M = kTile, class Store>
+template <class T, int B, int M, bool Many, class Store>
 void linear_rows(int64_t m, const typename T::E* x, int64_t k, int64_t parts,
-                 const typename T::E* w, int64_t row, int64_t block, bool unread,
+                 const typename T::E* w, int64_t row, int64_t block, const char* later,
                  const Store& put) {
-  if (m == M) return linear_tile<T, M, B>(x, k, parts, w, row, block, unread, put);
-  if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, parts, w, row, block, unread, put);
+  if (m == M) return linear_tile<T, M, B, Many>(x, k, parts, w, row, block, later, put);
+  if constexpr (M > 1) linear_rows<T, B, M - 1, Many>(m, x, k, parts, w, row, block, later, put);
 }
 
 // Sums over this many elements go through the matrix unit, where there is one.
@@ -145,6 +149,37 @@ constexpr bool on_tiles(int64_t depth) {
 #endif
 }
 
+// The product of more rows than a tile has: of each chunk, tile after tile passes a column block, or
+// two where both stay near. Meanwhile the next ones are sent for.
+template <class T, class Store>
+void linear_many(const typename T::E* x, int64_t rows, int64_t k, int64_t parts,
+                 const typename T::E* w, int64_t blocks, int threads, const Store& put) {
+  const int64_t size = k * kColumns, size_bytes = size * (int64_t)sizeof(*w);
+  const bool paired = kPairRows > 0 && 2 * size_bytes <= kNear;
+  const int64_t group = paired ? 2 : 1, most = paired ? kPairRows : kTile;
+  for (int64_t first = 0; first < rows; first += kChunk) {
+    const int64_t chunk = std::min(kChunk, rows - first), tiles = (chunk + most - 1) / most;
+    parallel((blocks + group - 1) / group, threads, [&](int64_t g) {
+      const int64_t block = g * group;
+      const auto *weight = w + block * size, *next = weight + group * size;
+      for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t row = first + tile * chunk / tiles;
+        const int64_t m = first + (tile + 1) * chunk / tiles - row;
+        // A step reads two lines of a column block and sends for one.
+        const char* later = (const char*)weight;
+        if (tile < 2 * group) later = (const char*)next + tile * size_bytes / 2;
+        if constexpr (kPairRows > 0)
+          if (paired && block + 1 < blocks) {
+            linear_rows<T, 2, kPairRows, true>(m, x + row * k, k, parts, weight, row, block, later,
+                                               put);
+            continue;
+          }
+        linear_rows<T, 1, kTile, true>(m, x + row * k, k, parts, weight, row, block, later, put);
+      }
+    });
+  }
+}
+
 // x [rows, k] times w, column block by column block; few rows read several blocks at once. K is
 // summed in parts.
 template <class T, class Store>
@@ -154,25 +189,19 @@ void linear(const typename T::E* x, int64_t rows, int64_t k, int64_t parts,
   if constexpr (std::is_same_v<T, Bf16>)
     if (on_tiles<T>(k / parts)) return amx::linear(x, rows, k, parts, w, columns, threads, put);
 #endif
-  const int64_t blocks = (columns + kColumns - 1) / kColumns;
+  const int64_t blocks = (columns + kColumns - 1) / kColumns, size = k * kColumns;
+  if (rows > kTile) return linear_many<T>(x, rows, k, parts, w, blocks, threads, put);
   const int64_t group = rows <= 2 ? 4 : rows <= 3 ? 2 : 1;
-  for (int64_t first = 0; first < rows; first += kChunk) {
-    const int64_t chunk = std::min(kChunk, rows - first);
-    const int64_t tiles = (chunk + kTile - 1) / kTile, height = (chunk + tiles - 1) / tiles;
-    parallel((blocks + group - 1) / group, threads, [&](int64_t g) {
-      const int64_t end = std::min(blocks, (g + 1) * group);
-      for (int64_t r = first; r < first + chunk; r += height) {
-        const int64_t m = std::min(height, first + chunk - r);
-        int64_t b = g * group;
-        const auto *from = x + r * k, *weight = w + b * k * kColumns;
-        const bool unread = r == first;
-        if (end - b == 4) return linear_rows<T, 4, 2>(m, from, k, parts, weight, r, b, unread, put);
-        if (end - b == 2) return linear_rows<T, 2, 3>(m, from, k, parts, weight, r, b, unread, put);
-        for (; b < end; b++)
-          linear_rows<T, 1>(m, from, k, parts, w + b * k * kColumns, r, b, unread, put);
-      }
-    });
-  }
+  parallel((blocks + group - 1) / group, threads, [&](int64_t g) {
+    const int64_t end = std::min(blocks, (g + 1) * group);
+    int64_t b = g * group;
+    if (end - b == 4)
+      return linear_rows<T, 4, 2, false>(rows, x, k, parts, w + b * size, 0, b, nullptr, put);
+    if (end - b == 2)
+      return linear_rows<T, 2, 3, false>(rows, x, k, parts, w + b * size, 0, b, nullptr, put);
+    for (; b < end; b++)
+      linear_rows<T, 1, kTile, false>(rows, x, k, parts, w + b * size, 0, b, nullptr, put);
+  });
 }
 
 // out = x / rms(x) * weight over n elements, read through `at`; the last of them may be padding,

@@ -23,16 +23,23 @@ constexpr int64_t kBlock = 16;    // positions in a KV block
 constexpr int64_t kColumns = 32;  // outputs in a column block of a packed weight
 constexpr int64_t kChunk = 96;    // rows that pass a weight before the next rows do
 constexpr int64_t kParts = 4;     // most parts of a sum: 1, 2 or 4
+constexpr int64_t kLine = 64;     // bytes of a cache line
+constexpr int64_t kNear = 1 << 19;  // bytes that a core keeps near it while rows pass them
 #if defined(__AVX512F__)
 constexpr int64_t kTile = 12;     // most rows that share the load of a weight
+constexpr int64_t kPairRows = 6;  // the same of two column blocks at once
 constexpr int64_t kQueries = 12;  // most (row, head) pairs that share the load of a key
+constexpr int64_t kFourRows = 6;  // the same of keys of four KV blocks at once
 constexpr int64_t kMixed = 6;     // most of them that share the load of a value
 #else  // half as many registers, each half as wide
 constexpr int64_t kTile = 3;
+constexpr int64_t kPairRows = 0;
 constexpr int64_t kQueries = 4;
+constexpr int64_t kFourRows = 1;
 constexpr int64_t kMixed = 2;
 #endif
 
+constexpr int64_t kSoftened = 4;  // rows of scores whose exponentials are taken at once
 constexpr int64_t kTiledQueries = 32;  // the same on the matrix unit, for keys
 constexpr int64_t kMixedAtOnce = 16;   // and for values
 
@@ -44,6 +51,8 @@ inline F splat(float x) { return F{} + x; }
 inline F load(const float* p) { F v; std::memcpy(&v, p, 64); return v; }
 inline void store(float* p, F v) { std::memcpy(p, &v, 64); }
 
+inline I lanes() { return I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
 inline F fma(F a, F b, F c) {
 #if defined(__AVX512F__)
   return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -54,7 +63,13 @@ inline F fma(F a, F b, F c) {
 #endif
 }
 
-inline F select(I mask, F a, F b) { return (F)((mask & (I)a) | (~mask & (I)b)); }
+inline F select(I mask, F a, F b) {
+#if defined(__AVX512F__)
+  return mask ? a : b;
+#else
+  return (F)((mask & (I)a) | (~mask & (I)b));
+#endif
+}
 inline F larger(F a, F b) { return select(a > b, a, b); }
 
 inline float sum(F v) {

@@ -59,6 +59,10 @@ def told(repository: str, revision: str, file: str = "") -> Iterator[None]:
         raise InvalidArgument(f"source: {_shown(error)}", field="source") from None
     except HfHubHTTPError as error:
         raise _answered(error, repository, revision, where) from None
+    except httpx2.UnsupportedProtocol:
+        raise InvalidArgument(
+            "HF_ENDPOINT is no address of a hub: https://HOST", field="endpoint"
+        ) from None
     except httpx2.HTTPError as error:
         raise _broken(where, error) from None
     except OSError as error:

@@ -53,6 +53,18 @@ def test_it_computes_on_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch
     assert (engine.device, engine.memory_bytes) == ("cuda", int(0.9 * GPU.memory_bytes))
 
 
+@pytest.mark.parametrize(
+    ("ranks", "backend", "shared"), [("0", "vllm", 2), ("9", "vllm", 2), ("0", "native", 1)]
+)
+def test_ranks_of_a_stage_have_the_memory_of_a_gpu_each(
+    ranks: str, backend: str, shared: int
+) -> None:
+    said = {"SHUNT_ENGINE_RANKS": ranks, "SHUNT_ENGINE_BACKEND": backend}
+    _, engine = parts.parts_of(chosen(), "n1", FACTS, (GPU, GPU), said)
+    told = engine.environment["SHUNT_ENGINE_MEMORY_BYTES"]
+    assert told == str(int(0.9 * shared * GPU.memory_bytes))
+
+
 def test_what_somebody_sets_of_a_part_counts_but_not_whose_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

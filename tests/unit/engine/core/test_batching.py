@@ -183,6 +183,29 @@ def test_blocks_of_what_is_handed_on_are_nobodys_until_all_stages_have_kept_them
     assert (blocks.used_count, blocks.cached_count) == (0, 2)
 
 
+def test_a_sequence_is_within_a_block_until_the_step_that_fills_it_has_departed() -> None:
+    batching = leading()
+    request = GenerationRequest("g", MODEL, tuple(range(14)), Sampling(20))
+    batching.generate(1, GenerateCall(request, 1, "f"), 0.0)
+    assert batching.within_blocks() == frozenset(), "it is read yet"
+    for position, within in enumerate(({"g"}, set(), {"g"})):  # 15, 16 and 17 rows
+        batching.came_back(position + 1, [Sampled(0, position, 50 + position)], 0.1)
+        assert batching.within_blocks() == within
+
+
+def test_who_has_two_sequences_waits_for_the_end_of_neither_block() -> None:
+    batching = leading()
+    request = GenerationRequest("g", MODEL, (1, 2, 3), Sampling(20), choices=2)
+    batching.generate(1, GenerateCall(request, 1, "f"), 0.0)
+    for step in (1, 2):
+        lead = batching.lead
+        assert lead is not None
+        steps = lead.scheduler._flights[step].step.batch.steps
+        batching.came_back(step, [Sampled(one.slot, 0, 50) for one in steps], 0.1)
+    assert batching.generations.running(("g",))
+    assert batching.within_blocks() == frozenset()
+
+
 def test_what_a_formation_was_to_keep_is_nothing_to_the_next_one() -> None:
     batching = leading()
     request = GenerationRequest("g", MODEL, tuple(range(40)), Sampling(20))

@@ -129,3 +129,20 @@ def test_room_is_kept_and_every_token_is_sampled_once(seed: int) -> None:
     assert sorted(one.number for one in ended) == list(range(40))
     assert batch.sampled == sum(one.output for one in asked)
     assert batch._used == batch._context == 0
+
+
+def test_what_is_handed_on_leaves_and_what_came_with_it_is_not_read_again() -> None:
+    times = Times(1000, token_budget=40)
+    batch, elsewhere = Batch(Times(1000)), Batch(times)
+    one = Generation(0, 0.0, prompt=35, output=4, hands_on=True)
+    batch.add(one)
+    batch.begin()
+    assert batch.end(1.0) == []
+    assert batch.take_handed_on() == [one]
+    assert batch.take_handed_on() == []
+    assert (one.held, one.first_s, batch.running, batch.begin()) == (1, 1.0, 0, None)
+    one.hands_on, one.came = False, 32
+    elsewhere.add(one)
+    assert finished(elsewhere)[0] == [one]
+    assert times.rows[0] == 35 + 1 - 32
+    assert (one.held, batch.sampled, elsewhere.sampled) == (4, 1, 3)

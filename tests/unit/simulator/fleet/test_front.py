@@ -37,7 +37,14 @@ def test_what_waited_for_a_pipeline_that_cannot_hold_it_leaves_its_place_to_the_
     environment = Environment(Random(1), SimulationSettings())
     requests = [Request(0.0, prompt, 4) for prompt in (60, 10, 70, 10)]
     front = FleetFront(
-        environment, MODEL, requests, migration=True, places=9, concurrency=1, tolerant=False
+        environment,
+        MODEL,
+        requests,
+        migration=True,
+        places=9,
+        concurrency=1,
+        tolerant=False,
+        heads=tuple,
     )
     small = _Small()
     head: Any = SimpleNamespace(batch=small, generate=small.generate)

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.common.errors import InvalidArgument
 from services.controller.core.strategy import STRATEGIES
 from simulator.fleet.meter import NotConserved
 from simulator.fleet.result import Outcome
 from simulator.fleet.run import Controlled, FleetRun
 from simulator.fleet.scenario import read_scenario
+from tests.unit.simulator.fleet.conftest import MARKET
 
 Write = Callable[..., Path]
 
@@ -147,3 +150,58 @@ def test_the_first_plan_is_the_scenarios_where_it_says_one(write: Write) -> None
         (0, 12),
         (12, 32),
     ]
+
+
+ONE = [{"offer": "spot", "layers": 32, "tp": 1}]
+QUIET: dict[str, Any] = {
+    "offers": [
+        {
+            "id": name,
+            "instance_type": f"{name}.xlarge",
+            "count": count,
+            "price_per_hour": 1.0,
+            "launch_s": 10,
+        }
+        for name, count in (("g6e", 1), ("g5", 2), ("g6", 1))
+    ]
+}
+
+
+def test_where_pipelines_have_phases_each_generation_is_handed_on_once(write: Write) -> None:
+    """Its tokens behind the first come from who decodes, and what it costs is paid for."""
+    phases = ["prefill", "decode"]
+    first = [ONE, ONE, [{"offer": "firm", "layers": 32, "tp": 1}]]
+    run = FleetRun(read_scenario(write(first_plan=first, phases=phases, replans=False)), "full", 0)
+    outcome = run.outcome()
+    assert outcome.counts.finished > 60
+    assert outcome.counts.failed == outcome.counts.lost == 0
+    quiet = {"offers": MARKET["offers"]}
+    path = write(quiet, first_plan=[ONE, ONE], phases=phases, nodes={"spot": 2}, replans=False)
+    run = FleetRun(read_scenario(path), "full", 0)
+    outcome = run.outcome()
+    sampled = sorted(node.sampled for node in run._nodes)
+    assert outcome.counts.moves == 0
+    assert sampled[0] == pytest.approx(outcome.counts.arrived, abs=3), "one token of each"
+    assert sampled[1] > 50 * sampled[0]
+
+
+def test_phases_follow_the_workload_where_weights_stay_and_nothing_loads(write: Write) -> None:
+    plan = [[{"offer": name, "layers": 32, "tp": 1}] for name in ("g6e", "g5", "g5", "g6")]
+    workload = {
+        "generator": {"requests": 600, "rate_rps": 4, "input_mean": 1000, "output_mean": 200}
+    }
+    objective = {"ttft_s": 2.0, "tpot_s": 0.05, "planned": True}
+    path = write(QUIET, first_plan=plan, workload=workload, objective=objective, horizon_s=120)
+    run = FleetRun(read_scenario(path), "thunderserve", 0)
+    outcome = run.outcome()
+    chosen = [one.attributes["reason"] for one in outcome.happened if one.kind == "plan_chosen"]
+    assert chosen
+    assert all("in another phase, 0 are new, 0 end; 0.00 GB" in reason for reason in chosen)
+    assert outcome.counts.moves == 0, "what was begun goes on where it is"
+    assert [one.kind for one in outcome.happened].count("pipeline_ready") == len(plan)
+
+
+def test_a_flow_has_no_phases(write: Write) -> None:
+    workload = {"flow": {"rates": [{"at_s": 0, "rps": 1.0}], "input_mean": 400, "output_mean": 50}}
+    with pytest.raises(InvalidArgument, match="phases: a flow has none"):
+        read_scenario(write(workload=workload, phases=["prefill", "decode"]))

@@ -21,12 +21,12 @@ def given(types_file: Path) -> dict[str, Any]:
 
 def test_a_mesh_on_ec2_begins_with_the_nodes_that_are_named(given: dict[str, Any]) -> None:
     chosen = ControllerSettings(provider="ec2", store="s3://b/m", ec2=given)
-    assert [shape.device_type for shape in chosen.initial_nodes] == ["l40s", "l40s", "a10g"]
+    assert [shape.device_type for shape in chosen.supply.initial_nodes] == ["l40s", "l40s", "a10g"]
     assert (
         len(
             ControllerSettings(
                 provider="ec2", store="s3://b/m", ec2=given, nodes_max=2
-            ).initial_nodes
+            ).supply.initial_nodes
         )
         == 2
     )

@@ -1,0 +1,74 @@
+"""What benches of hand-overs by KV ask of a mesh."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from bench import mesh as meshes
+from services.common import channels
+from services.common.roles import Role
+
+WORDS = ("river", "lantern", "copper", "window", "garden", "winter", "letter", "harbour", "silver")
+MAX_TOKENS = 1_000
+NOTICE_S = 60
+WAIT_S = 240.0
+
+Stats = Mapping[str, engine_pb2.EngineStats]
+"""Of each engine, by its process."""
+
+
+def body_of(context: int, seed: int) -> dict[str, Any]:
+    """A question of about so many tokens, a word each."""
+    chance = random.Random(seed)
+    words = " ".join(chance.choice(WORDS) for _ in range(context - 40))
+    return {
+        "messages": [{"role": "user", "content": f"Tell a story of these words: {words}"}],
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0.9,
+        "seed": seed,
+        "ignore_eos": True,
+    }
+
+
+async def engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
+    """Of each engine that is there, by its process."""
+    async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+    found = {}
+    for node in status.nodes:
+        if not node.address:  # it is being launched
+            continue
+        async with channels.open_channel(node.address, Role.ENGINE) as channel:
+            engine = engine_pb2_grpc.EngineServiceStub(channel)
+            with suppress(grpc.aio.AioRpcError):  # it ends, or begins
+                told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
+                found[told.incarnation] = told.stats
+    return found
+
+
+async def controller_of(mesh: meshes.Mesh) -> str:
+    services = (await mesh.status())["services"]
+    address: str = next(s["grpc"] for s in services if s["name"] == "controller")
+    return address
+
+
+def computed_positions(before: Stats, after: Stats) -> int:
+    """Positions of sequences that came into a batch meanwhile, and were computed nowhere before."""
+    return sum(
+        _missed(now) - _missed(before.get(process, _NOTHING)) for process, now in after.items()
+    )
+
+
+_NOTHING = engine_pb2.EngineStats()
+
+
+def _missed(stats: engine_pb2.EngineStats) -> int:
+    return stats.prefix_queries - stats.prefix_hits
