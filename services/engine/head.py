@@ -286,10 +286,12 @@ class Head:
         limit_s: float,
         *,
         follows: bool = False,
+        max_rounds: int = 0,
     ) -> Copied:
         """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over; with `follows` for as long as one
-        of them runs here. Raises FailedPrecondition for another formation."""
+        more than the one behind its last, or the limit is over, or so many rounds were made, if
+        any number is said; with `follows` for as long as one of them runs here. Raises
+        FailedPrecondition for another formation."""
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
@@ -303,14 +305,15 @@ class Head:
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
-            copied.blocks, copied.cached = copying.blocks, copying.cached
             copied.size_bytes += size_bytes
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+            if copied.rounds == max_rounds:
+                break
         if not follows:
             self._copied = copying, self._clock()
-        copied.over = copying.over
+        copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
         return copied
 
     async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
