@@ -41,6 +41,14 @@ _SCALING = {
     "expert_count": (0, 4),
     "logit_scale": (1.0, 0.5),
 }
+_GEMMAS = {
+    "attn_logit_softcapping": (50.0, 0.0, -1.0),
+    "final_logit_softcapping": (30.0, 1),
+    "attention.sliding_window_pattern": (2, 6, 0, [True, False]),
+    "rope.freq_base_swa": (10000.0, 0.0),
+    "attention.scale": (0.25, 0.5),
+    "vision.block_count": (0, 27),
+}
 _TOKENIZER = {
     "add_bos_token": (True, False, "yes"),
     "add_eos_token": (True, False),
@@ -74,6 +82,17 @@ def sound_models() -> tuple[GgufModel, ...]:
     )
 
 
+def sound_gemmas() -> tuple[GgufModel, ...]:
+    """What is told of a Gemma is other keys, and other pieces."""
+    pieces = gguf_models.gemma_pieces()
+    return tuple(
+        gguf_models.model(family, pieces, tied=True).changed(
+            {f"{family}.attention.sliding_window": 64}
+        )
+        for family in ("gemma2", "gemma3")
+    )
+
+
 def mutant(models: tuple[GgufModel, ...], directory: Path, seed: int) -> Mutant:
     """The seed's mutant, written to the directory."""
     chaos = random.Random(seed)
@@ -103,6 +122,8 @@ def _scaled(model: GgufModel, directory: Path, chaos: random.Random) -> Mutant:
 def _added(model: GgufModel, directory: Path, chaos: random.Random) -> Mutant:
     family = model.metadata["general.architecture"]
     table = {f"{family}.{key}": values for key, values in _SCALING.items()}
+    if family.startswith("gemma"):
+        table |= {f"{family}.{key}": values for key, values in _GEMMAS.items()}
     table |= {f"tokenizer.ggml.{key}": values for key, values in _TOKENIZER.items()}
     table |= {"general.note": ("x",), "general.license": ("mit", 5), "split.no": (0, 1)}
     key = chaos.choice(list(table))

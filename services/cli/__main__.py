@@ -423,9 +423,9 @@ def main() -> None:
             signal.signal(number, _leave)
     try:
         mount(sys.argv[1:])
-    except KeyboardInterrupt:  # while a command is imported: from here on typer hears it
+        app()
+    except KeyboardInterrupt:  # before typer hears it: while a command is imported and put together
         sys.exit(128 + signal.SIGINT)
-    app()
 
 
 if __name__ == "__main__":

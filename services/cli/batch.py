@@ -212,7 +212,8 @@ def _message(response: httpx2.Response) -> str:
     try:
         error = response.json()["error"]
         named = f"{error['param']}: " if error.get("param") else ""
-        return f"{named}{error['message']}"
+        advice = f"; {api_keys.ADVICE}" if response.status_code == 401 else ""
+        return f"{named}{error['message']}{advice}"
     except (ValueError, KeyError, TypeError):
         return f"the router answered {response.status_code}"
 

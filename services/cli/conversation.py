@@ -62,7 +62,7 @@ async def stream(
                 raise
             except grpc.aio.AioRpcError as error:
                 if not _broken(error) or time.monotonic() > deadline:
-                    raise MeshError(error.details() or error.code().name) from None
+                    raise MeshError(_told(error)) from None
         turn += 1
         await asyncio.sleep(PAUSE_S)
 
@@ -71,3 +71,9 @@ def _broken(error: grpc.aio.AioRpcError) -> bool:
     """Whether another try may help: not where the router itself says that it was cancelled."""
     told = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
     return error.code() in _BROKEN and not (told and error.code() is grpc.StatusCode.CANCELLED)
+
+
+def _told(error: grpc.aio.AioRpcError) -> str:
+    said = error.details() or error.code().name
+    refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
+    return f"{said}; {api_keys.ADVICE}" if refused else said

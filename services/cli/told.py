@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,8 +22,8 @@ def complain(what: str) -> None:
 
 
 def told(action: Callable[[], T]) -> T:
-    """Runs an action; an error the person can mend becomes a line and exit status 1, a bad
-    setting one and 2."""
+    """Runs an action; an error the person can mend, a file that cannot be had among them, becomes a
+    line and exit status 1, a bad setting one and 2."""
     from services.common.settings import TlsSettings, read
 
     read(TlsSettings)
@@ -30,4 +31,9 @@ def told(action: Callable[[], T]) -> T:
         return action()
     except MeshError as error:
         complain(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
         raise typer.Exit(1) from None

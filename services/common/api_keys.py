@@ -25,6 +25,8 @@ from services.common.yaml_file import Row
 
 VARIABLE = "SHUNT_API_KEY"
 """The key that a command of this process shows to routers."""
+ADVICE = f"a command shows the one in {VARIABLE}"
+"""For whoever's command was refused for its key."""
 MAX_FILE_BYTES = 8 << 20
 MAX_KEYS = 10_000
 MAX_MODELS = 64

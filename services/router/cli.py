@@ -32,7 +32,9 @@ def models(address: Address = "127.0.0.1:50051") -> None:
     try:
         found = asyncio.run(_models(address))
     except grpc.aio.AioRpcError as error:
-        typer.echo(f"shunt: {address}: {from_rpc_error(error).message}", err=True)
+        told = f"shunt: {address}: {from_rpc_error(error).message}"
+        refused = error.code() is grpc.StatusCode.UNAUTHENTICATED
+        typer.echo(f"{told}; {api_keys.ADVICE}" if refused else told, err=True)
         raise typer.Exit(1) from None
     table = Table("model", "digest", "positions")
     for model in found:

@@ -32,11 +32,12 @@ class Door(BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
     body: ClassVar[bytes] = b""
     broken: ClassVar[int] = 0
+    status: ClassVar[int] = 200
 
     def do_GET(self) -> None:
         type(self).asked.append(self.path)
         content = ANSWERS if self.path.endswith("/content") else type(self).body
-        self.send_response(200)
+        self.send_response(type(self).status)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         if self.path.endswith("/content") and type(self).broken:
@@ -50,7 +51,7 @@ class Door(BaseHTTPRequestHandler):
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(commands, "LOOK_S", 0.0)
-    Door.asked, Door.body, Door.broken = [], json.dumps(BATCH).encode(), 0
+    Door.asked, Door.body, Door.broken, Door.status = [], json.dumps(BATCH).encode(), 0, 200
     server = ThreadingHTTPServer(("127.0.0.1", 0), Door)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -102,6 +103,13 @@ def test_what_answers_and_is_no_router_is_said(door: str, body: bytes) -> None:
     result = told("status", "batch_1", "--url", door)
     assert result.exit_code == 1
     assert "what answers there is no router" in result.stderr
+
+
+def test_who_lacks_a_key_is_told_where_a_command_has_it_from(door: str) -> None:
+    Door.status, Door.body = 401, b'{"error": {"message": "this needs an API key"}}'
+    result = told("status", "batch_1", "--url", door)
+    assert result.exit_code == 1
+    assert "this needs an API key; a command shows the one in SHUNT_API_KEY" in result.stderr
 
 
 def test_a_batchs_name_is_one_part_of_a_path(door: str) -> None:

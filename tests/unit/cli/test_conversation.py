@@ -96,3 +96,14 @@ async def test_an_answer_that_is_not_awaited_any_more_is_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await reading
     assert router.cancelled == ["g1"]
+
+
+class _Locked(router_pb2_grpc.RouterServiceServicer):
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs an API key")
+        yield _event(0)
+
+
+async def test_who_lacks_a_key_is_told_where_a_command_has_it_from() -> None:
+    with pytest.raises(MeshError, match=r"needs an API key; .* SHUNT_API_KEY"):
+        await _read(_Locked(), [])

@@ -73,13 +73,15 @@ def test_commands_speak_as_the_operator_of_a_mesh_with_certificates(
     assert (stop.value.code, os.environ["SHUNT_TLS_DIRECTORY"]) == (2, "mine")
 
 
+@pytest.mark.parametrize("when", ["mount", "app"])
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "mount", interrupted)
+    monkeypatch.setattr(cli, "mount", lambda _: None)
+    monkeypatch.setattr(cli, when, interrupted)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.raises(SystemExit) as stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
 from services.tensorstore.sources.opening import open_source
-from tests.gguf_mutants import Mutant, mutant, sound_models
+from tests.gguf_models import GgufModel
+from tests.gguf_mutants import Mutant, mutant, sound_gemmas, sound_models
 
 COUNT = 400
 CHUNKS = 8
+GEMMAS = 120
 TEXTS = ("the river is", " they'll  say 1984\n", "<s>façade<|im_end|> 日本語")
 CONFIG = (
     "hidden_size",
@@ -49,9 +51,18 @@ def quiet() -> Iterator[None]:
 def test_a_mutant_is_refused_by_key_or_is_what_transformers_reads(
     tmp_path: Path, chunk: int
 ) -> None:
-    models = sound_models()
-    refusals: collections.Counter[str] = collections.Counter()
-    for seed in range(chunk, COUNT, CHUNKS):
+    refusals = _refusals(sound_models(), range(chunk, COUNT, CHUNKS), tmp_path)
+    assert 10 < refusals < COUNT / CHUNKS
+
+
+def test_a_gemmas_mutant_is_refused_by_key_or_is_what_transformers_reads(tmp_path: Path) -> None:
+    assert GEMMAS / 2 < _refusals(sound_gemmas(), range(GEMMAS), tmp_path) < 0.8 * GEMMAS
+
+
+def _refusals(models: tuple[GgufModel, ...], seeds: range, tmp_path: Path) -> int:
+    """How many of the mutants are refused; the others are checked."""
+    fields: collections.Counter[str] = collections.Counter()
+    for seed in seeds:
         directory = tmp_path / str(seed)
         directory.mkdir()
         made = mutant(models, directory, seed)
@@ -59,9 +70,9 @@ def test_a_mutant_is_refused_by_key_or_is_what_transformers_reads(
         if error is None:
             _check_honoured(made, _transformers(made.path))
         else:
-            refusals[error.field] += 1
-    print(f"refused {dict(refusals)}")
-    assert 10 < refusals.total() < COUNT / CHUNKS
+            fields[error.field] += 1
+    print(f"refused {dict(fields)}")
+    return fields.total()
 
 
 def test_many_of_the_mutants_that_transformers_reads_are_served(tmp_path: Path) -> None:
@@ -108,6 +119,12 @@ def _transformers(path: Path) -> tuple[Any, Any] | None:
         return None
 
 
+def _speeds(rope: Mapping[str, Any]) -> dict[str, float]:
+    """Of all layers, or of each kind of them."""
+    kinds = {"": rope} if "rope_theta" in rope else rope
+    return {kind: each["rope_theta"] for kind, each in kinds.items()}
+
+
 def _check_honoured(made: Mutant, theirs: tuple[Any, Any] | None) -> None:
     checkpoint = GgufCheckpoint(made.path)
     checkpoint.close()
@@ -115,9 +132,17 @@ def _check_honoured(made: Mutant, theirs: tuple[Any, Any] | None) -> None:
     generation = json.loads(checkpoint.files["generation_config.json"])
     name = made.key.partition(".")[2]
     if name in ("rope.scale_linear", "rope.scaling.factor") and made.value != 1:
-        assert ours["rope_parameters"]["factor"] == made.value, made
+        rope = ours["rope_parameters"]
+        assert rope.get("full_attention", rope)["factor"] == made.value, made
     elif made.key in ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"):
         assert made.value in generation["eos_token_id"], made
+    elif name.endswith("logit_softcapping"):
+        assert ours[name] == made.value, made
+    elif name == "attention.scale":
+        assert ours["query_pre_attn_scalar"] ** -0.5 == pytest.approx(made.value), made
+    elif name == "attention.sliding_window_pattern":
+        kinds = ["sliding_attention", "full_attention" if made.value == 2 else "sliding_attention"]
+        assert ours["layer_types"] == kinds, made
     elif theirs is not None:
         config, encoder = theirs
         for key in CONFIG:
@@ -126,9 +151,7 @@ def _check_honoured(made: Mutant, theirs: tuple[Any, Any] | None) -> None:
             if ours[key] is None:
                 continue  # they take the family's default for what the file does not say
             assert ours[key] == getattr(config, key), (made, key)
-        assert ours["rope_parameters"]["rope_theta"] == pytest.approx(
-            config.rope_parameters["rope_theta"]
-        )
+        assert _speeds(ours["rope_parameters"]) == pytest.approx(_speeds(config.rope_parameters))
         own = Tokenizer.from_str(json.dumps(tokenizer))
         for text in TEXTS:
             assert own.encode(text).ids == encoder(text)["input_ids"], (made, text)
