@@ -602,10 +602,10 @@ MISTAKES = (
         SPLITS,
     ),
     Mistake(
-        "a grant knows no phases",
+        "a grant takes the phases for one another",
         GRANTING,
-        "            head.phase is other,\n",
-        "",
+        "PipelinePhase.PREFILL if goes_on else PipelinePhase.DECODE",
+        "PipelinePhase.DECODE if goes_on else PipelinePhase.PREFILL",
         SPLITS,
     ),
     Mistake(
