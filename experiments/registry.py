@@ -11,6 +11,7 @@ from experiments import (
     scale,
     spot_tolerance,
     spotserve,
+    starts,
 )
 
 EXPERIMENTS = (
@@ -18,6 +19,7 @@ EXPERIMENTS = (
     beam_width.EXPERIMENT,
     estimator.EXPERIMENT,
     spot_tolerance.EXPERIMENT,
+    starts.EXPERIMENT,
     spotserve.EXPERIMENT,
     cost.EXPERIMENT,
     equal_budget.EXPERIMENT,

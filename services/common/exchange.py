@@ -190,8 +190,9 @@ class TenantLoad:
     """Positions that are still to be read before they answer."""
 
 
-ENDS = 8
-"""Parts of those that run, by which a head tells when they end."""
+ENDS = 32
+"""Parts of those that run, by which a head tells when they end: where most began in one burst and a
+few did not, who reckons between two of few parts is seconds off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +215,10 @@ class HeadLoad:
     """Of a choice, on the mean of late."""
     tenants: tuple[TenantLoad, ...] = ()
     ends: tuple[int, ...] = ()
-    """Steps until the first of those that run has ended, and until each further eighth of them has,
-    as far as can be told; empty where none runs."""
+    """Tokens of each until the first of those that run has ended, and until each further part of
+    equal parts of them has, as far as can be told; empty where none runs."""
+    round_steps: int = 1
+    """Steps by which each that decodes has a row more."""
 
 
 @dataclass(frozen=True, slots=True)

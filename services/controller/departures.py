@@ -64,6 +64,8 @@ class Departures:
         self._kv = kv
         self._block_positions = block_positions
         self._link = Link()
+        self._ahead: set[str] = set()
+        """Formations whose blocks have gone ahead."""
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
@@ -164,7 +166,7 @@ class Departures:
             return
         heirs: dict[str, list[str]] = {}
         promised = {} if action.waited_for else self._journaled.promise(name)
-        for move in self._at_once(name, runs_at):
+        for move in self._at_once(name, runs_at, ahead=True):
             head = promised.get(move.generation_id)
             if move.choice is Choice.PUSH and (head is not None or action.followers):
                 there = head.route.formation_id if head is not None else ""
@@ -185,6 +187,7 @@ class Departures:
         )
         now_s = self._clock()
         self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+        self._ahead.add(name)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
@@ -195,19 +198,25 @@ class Departures:
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
             return frozenset()
-        moves = self._at_once(formation_id, runs_at)
+        moves = self._at_once(formation_id, runs_at, ahead=formation_id in self._ahead)
+        self._ahead.discard(formation_id)
         self._tell(runs_at.pipeline_id, moves)
         return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
 
-    def _at_once(self, formation_id: str, runs_at: RunsAt) -> tuple[Move, ...]:
-        """What becomes of each that runs in a formation, if all leave it now."""
+    def _at_once(self, formation_id: str, runs_at: RunsAt, *, ahead: bool) -> tuple[Move, ...]:
+        """What becomes of each that runs in a formation, if all leave it now; their blocks travel
+        behind the seal unless they go `ahead`."""
         size, now_s = self._block_bytes(runs_at), self._clock()
         streams = [
             one.with_blocks(size, self._block_positions)
             for one in self._journaled.streams(formation_id)
         ]
         if self._kv.handover == "auto":
-            return cheapest(streams, self._journaled.rates(runs_at.model, inf), now_s)
+            rates = self._journaled.rates(runs_at.model, inf)
+            if not ahead:
+                link = max(1.0, self._link.bytes_per_s(now_s))
+                rates = replace(rates, link_bytes_per_s=link)
+            return cheapest(streams, rates, now_s)
         return at_once(streams, now_s, travels=self._kv.travels)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:

@@ -191,9 +191,10 @@ class Engines:
         limit_s: float,
         *,
         follows: bool = False,
+        max_rounds: int = 0,
     ) -> WentAhead:
-        """Has blocks of what the source's formation runs go ahead to its heirs; with `follows`
-        those, too, that fill while it does."""
+        """Has blocks of what the source's formation runs go ahead to its heirs, in no more than so
+        many rounds, if any number is said; with `follows` those, too, that fill while it does."""
         request = engine_pb2.CopyKvRequest(
             formation_id=source.formation_id,
             heirs=[
@@ -207,6 +208,7 @@ class Engines:
             source=wire.kv_source_to(source),
             limit_s=limit_s,
             follows=follows,
+            max_rounds=max_rounds,
         )
         with _domain_errors():
             stub = self._stub(head.address)

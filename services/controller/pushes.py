@@ -16,12 +16,13 @@ from services.controller.engines import Engines, Heir
 
 _log = logging.getLogger(__name__)
 
-SLICE_S = 0.5
-"""Blocks go for so long at a time: then it is seen what the link gives, and chosen anew."""
+ROUND_S = 5.0
+"""A round that takes longer is over a link that is not worth it."""
 
 
 class Pushes:
-    """Of one formation. One generation's blocks go after another's, for they share one link."""
+    """Of one formation. One generation's blocks go after another's, for they share one link, and
+    round by round: behind each it is seen what the link gives, and chosen anew."""
 
     def __init__(
         self,
@@ -88,7 +89,9 @@ class Pushes:
     async def _go(self, name: str, heir: Heir) -> None:
         began_s, before = self._clock(), self._over.get(name, 0)
         try:
-            ahead = await self._engines.copy_ahead(self._source, self._head, [heir], SLICE_S)
+            ahead = await self._engines.copy_ahead(
+                self._source, self._head, [heir], ROUND_S, max_rounds=1
+            )
         except ShuntError as error:
             _log.warning("blocks do not go ahead", extra={"why": error.message})
             self.stays(name)

@@ -40,8 +40,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 QUEUE_LIMIT = 16
-"""Steps that wait at a stage; more where there are more stages, for the head keeps as many in
-flight."""
+"""Steps that wait at a stage; more where there are more stages, for the head keeps one more than
+there are in flight."""
 CANCELLATION_S = 0.05
 """A killed neighbour's stream may look ended a moment before it looks cancelled."""
 
@@ -101,7 +101,7 @@ class FormationPart:
         self._on_step = on_step
         self._on_sampled = on_sampled
         self._on_end = on_end
-        limit = max(QUEUE_LIMIT, len(membership.members))
+        limit = max(QUEUE_LIMIT, len(membership.members) + 1)
         self._inbox: asyncio.Queue[_Work] = asyncio.Queue(limit)
         self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(limit)
         self._given_up: set[int] = set()

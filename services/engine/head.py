@@ -247,15 +247,15 @@ class Head:
     async def _drain_at_block_ends(self, formation_id: str, replayed: frozenset[str]) -> None:
         """Each generation that is not `replayed` is sealed when its last block is full, as far as
         that is within the limit."""
-        until_s, formation = self._clock() + AT_BLOCK_ENDS_S, self._formation
+        until_s, sealed = self._clock() + AT_BLOCK_ENDS_S, 0
         while (left_s := until_s - self._clock()) > 0 and self.formation_id == formation_id:
             late = self._batching.within_blocks() - replayed
             if not late:
                 return
-            sealed = self._core.drain(formation_id, self._clock(), late)
-            self._act(sealed)
-            if sealed and formation is not None:
-                self._move(self._keep(formation_id, replayed, last=False))
+            self._act(self._core.drain(formation_id, self._clock(), late))
+            if self._core.sealed_count > sealed:
+                sealed = self._core.sealed_count
+                self._move(self._keep_sealed(formation_id, replayed, last=False))
             self._changed.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -267,6 +267,11 @@ class Head:
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
+        await self._keep_sealed(formation_id, replayed, last=last)
+
+    async def _keep_sealed(
+        self, formation_id: str, replayed: Collection[str], *, last: bool
+    ) -> None:
         formation = self._formation
         if formation is None or formation.id != formation_id:
             return
@@ -281,10 +286,12 @@ class Head:
         limit_s: float,
         *,
         follows: bool = False,
+        max_rounds: int = 0,
     ) -> Copied:
         """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over; with `follows` for as long as one
-        of them runs here. Raises FailedPrecondition for another formation."""
+        more than the one behind its last, or the limit is over, or so many rounds were made, if
+        any number is said; with `follows` for as long as one of them runs here. Raises
+        FailedPrecondition for another formation."""
         formation, copied = self._formation, Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
@@ -298,14 +305,15 @@ class Head:
                 break
             took_s = self._clock() - began_s
             copied.rounds += 1
-            copied.blocks, copied.cached = copying.blocks, copying.cached
             copied.size_bytes += size_bytes
             copied.took_s += took_s
             rest_s = took_s * (1 / self._limits.ahead_share - 1)
             await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+            if copied.rounds == max_rounds:
+                break
         if not follows:
             self._copied = copying, self._clock()
-        copied.over = copying.over
+        copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
         return copied
 
     async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:

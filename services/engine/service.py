@@ -168,6 +168,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             source,
             kv_wire.limit_from(request.limit_s),
             follows=request.follows,
+            max_rounds=request.max_rounds,
         )
         return engine_pb2.CopyKvResponse(
             rounds=copied.rounds,

@@ -230,6 +230,7 @@ def _load_to(load: HeadLoad) -> engine_pb2.HeadLoad:
             for one in load.tenants
         ],
         ends=load.ends,
+        round_steps=load.round_steps,
     )
 
 

@@ -12,7 +12,6 @@ from services.common import wire
 from services.common.demand import Demand, Shares, TenantDemand
 from services.common.errors import InvalidArgument
 from services.common.exchange import (
-    ENDS,
     Accepted,
     Closed,
     CloseReason,
@@ -33,6 +32,8 @@ from services.common.exchange import (
     Tokens,
 )
 
+MOST_ENDS = 64
+"""Parts of those that run, by which a head of any version tells when they end."""
 _PHASES: dict[int, Phase] = {
     engine_pb2.PHASE_QUEUED: Phase.QUEUED,
     engine_pb2.PHASE_PREFILL: Phase.PREFILL,
@@ -117,8 +118,8 @@ def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
     if not (message.places and message.step_rows):
         raise InvalidArgument("a head has places and rows", field="load")
     ends = tuple(message.ends)
-    if len(ends) not in (0, 1 + ENDS) or any(later < end for end, later in pairwise(ends)):
-        raise InvalidArgument(f"ends are none, or {1 + ENDS} in order", field="load.ends")
+    if len(ends) == 1 or len(ends) > 1 + MOST_ENDS or any(b < a for a, b in pairwise(ends)):
+        raise InvalidArgument(f"ends are none, or 2 to {1 + MOST_ENDS} in order", field="load.ends")
     return HeadLoad(
         message.places,
         message.running,
@@ -133,6 +134,7 @@ def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
             for one in message.tenants
         ),
         ends,
+        max(1, message.round_steps),
     )
 
 

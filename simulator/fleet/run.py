@@ -57,12 +57,14 @@ LOOK_S = 0.5
 """Between two looks at whether another plan is to be asked for: little beside a start."""
 FLOW_GRAIN_S = 10.0
 """Requests of a flow that come within it are taken together."""
-FLOW_BEAT_S, FLOW_LOOK_S = 60.0, 5.0
-"""The same two of a flow's nodes: what ends is told by its provider and its neighbours anyway."""
+FLOW_BEAT_S, FLOW_LOOK_S = 600.0, 5.0
+"""The same two of a flow's nodes: what ends is told by its provider and its neighbours anyway, and
+each beat has the cluster look through all nodes for what is due."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
     {
+        *("node_launched", "node_registered", "stage_loaded"),
         *("node_lost", "interruption_noticed", "plan_chosen", "plan_ready", "pipeline_ready"),
         *("pipeline_lost", "handover_started", "handover_finished", "replacement_ready"),
     }

@@ -121,15 +121,13 @@ class Generator:
     def draw(self, random: Random, until_s: float = math.inf) -> tuple[Request, ...]:
         """The same for the same seed; those that come later are left out."""
         requests, at_s = [], 0.0
+        inputs = _Lengths.of(self.input_mean, self.input_cv)
+        outputs = _Lengths.of(self.output_mean, self.output_cv)
         for _ in range(self.requests):
             at_s += random.expovariate(self.rate_rps)
             if at_s > until_s:
                 break
-            lengths = (
-                _length(random, self.input_mean, self.input_cv),
-                _length(random, self.output_mean, self.output_cv),
-            )
-            requests.append(Request(at_s, *lengths))
+            requests.append(Request(at_s, inputs.draw(random), outputs.draw(random)))
         return tuple(requests)
 
 
@@ -139,10 +137,19 @@ def _moments(values: list[int]) -> tuple[float, float]:
     return mean, math.sqrt(variance) / mean
 
 
-def _length(random: Random, mean: float, variation: float) -> int:
+@dataclass(frozen=True, slots=True)
+class _Lengths:
     """Of a log-normal distribution, whole and at least 1."""
-    if variation == 0:
-        return max(1, round(mean))
-    sigma2 = math.log1p(variation * variation)
-    drawn = random.lognormvariate(math.log(mean) - sigma2 / 2, math.sqrt(sigma2))
-    return min(MAX_TOKENS, max(1, round(drawn)))
+
+    mean: float
+    mu: float
+    sigma: float
+
+    @classmethod
+    def of(cls, mean: float, variation: float) -> _Lengths:
+        sigma2 = math.log1p(variation * variation)
+        return cls(mean, math.log(mean) - sigma2 / 2, math.sqrt(sigma2))
+
+    def draw(self, random: Random) -> int:
+        drawn = random.lognormvariate(self.mu, self.sigma) if self.sigma else self.mean
+        return min(MAX_TOKENS, max(1, round(drawn)))

@@ -108,7 +108,7 @@ class Cloud:
             if living := [one.id for one in self.instances()]:
                 self._backend.terminate_instances(living)
             if self.queue_url:
-                self.client("sqs").delete_queue(QueueUrl=self.queue_url)
+                self._drop_queue()
             fresh = Cloud(url=self.url)
             for one in fields(self):
                 if one.name != "_lock":
@@ -144,6 +144,13 @@ class Cloud:
         events.put_rule(Name="ec2", EventPattern=json.dumps({"source": ["aws.ec2"]}))
         events.put_targets(Rule="ec2", Targets=[{"Id": "queue", "Arn": arn}])
         return self.queue_url
+
+    def _drop_queue(self) -> None:
+        """No rule outlives it: moto would have nobody put an event any more."""
+        events = self.client("events")
+        events.remove_targets(Rule="ec2", Ids=["queue"])
+        events.delete_rule(Name="ec2")
+        self.client("sqs").delete_queue(QueueUrl=self.queue_url)
 
     def instances(self, mesh: str | None = None, *, living: bool = True) -> list[Any]:
         """All there are, or those with a mesh's tag, in the order of their start."""

@@ -13,6 +13,7 @@ SURPLUS = "services/controller/core/cluster/surplus.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
+RUNNING = "services/controller/core/ledger/running.py"
 GRANTING = "services/controller/core/ledger/granting.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
@@ -58,6 +59,8 @@ class Mistake:
     wrong: str
     program: str = "schedules.py"
     """What must catch it."""
+    first: int = 0
+    """The seed to begin with; of one that is caught late, a seed that caught it before."""
 
 
 MISTAKES = (
@@ -107,6 +110,7 @@ MISTAKES = (
         LEDGER,
         "            return refused(checkpoint, CheckpointRefusal.ENDED)",
         "            pass",
+        first=42,
     ),
     Mistake(
         "grants are not read back after a restart",
@@ -137,6 +141,7 @@ MISTAKES = (
         HEAD,
         "if unread_s >= settings.detach_s and",
         "if unread_s >= 1e9 and",
+        first=133,
     ),
     Mistake(
         "what nobody reads keeps its place",
@@ -155,6 +160,7 @@ MISTAKES = (
         FOLLOWER,
         "name, epoch, request, held, left, self._reason, unheard_s, self._handed_on",
         "name, epoch, request, (), left, self._reason, unheard_s, self._handed_on",
+        first=27,
     ),
     Mistake(
         "silence of a head is its death",
@@ -219,18 +225,21 @@ MISTAKES = (
         STEPS,
         "        if node.holds(seat.stage) or node.loading == seat.stage:",
         "        if node.has(seat.stage) or node.loading == seat.stage:",
+        first=27,
     ),
     Mistake(
         "a lost node keeps its stage",
         LOSSES,
         "        if seat.node_id == node.node_id:\n            seat.pass_on()\n",
         "        if seat.node_id == node.node_id:\n            pass\n",
+        first=121,
     ),
     Mistake(
         "more is admitted than there are blocks for",
         SCHEDULER,
         "            if not self._has_room(self._sharing.lacking(sequence, found)):",
         "            if not self._slots:",
+        first=29,
     ),
     Mistake(
         "who is cancelled in a step in flight keeps its blocks",
@@ -251,6 +260,7 @@ MISTAKES = (
         "        sequence.computed = len(found) * BLOCK_SIZE\n        self._blocks.use.q",
         "        sequence.computed = max(sequence.computed, len(found) * BLOCK_SIZE)\n"
         "        self._blocks.use.q",
+        first=71,
     ),
     Mistake(
         "a block counts as computed before its rows run",
@@ -263,12 +273,14 @@ MISTAKES = (
         PREFIX,
         "    return blake2b(parent + array",
         "    return blake2b(array",
+        first=30,
     ),
     Mistake(
         "a block's name says nothing of the salt",
         PREFIX,
         "    salted = length + digest + request.cache_salt.encode()",
         "    salted = length + digest",
+        first=30,
     ),
     Mistake(
         "a block that others use is given back whole",
@@ -281,18 +293,21 @@ MISTAKES = (
         BLOCKS,
         "        del self._by_hash[block_hash]\n",
         "",
+        first=29,
     ),
     Mistake(
         "a prompt that is all there has no row to compute",
         SEQUENCE,
         "        return (len(self.tokens) - 1) // BLOCK_SIZE",
         "        return len(self.tokens) // BLOCK_SIZE",
+        first=74,
     ),
     Mistake(
         "found blocks are not taken from what is free",
         SHARING,
         "        return fresh + self._blocks.idle_among(found)",
         "        return fresh",
+        first=29,
     ),
     Mistake(
         "a resumed stream forgets what was cached",
@@ -311,6 +326,7 @@ MISTAKES = (
         SHARING,
         "        return min(drafts, len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens))",
         "        return drafts",
+        first=28,
     ),
     Mistake(
         "who is stopped in a step in flight is forgotten at once",
@@ -323,6 +339,7 @@ MISTAKES = (
         BATCHING,
         "        for key in result.stopped:",
         "        for key in ():",
+        first=23,
     ),
     Mistake(
         "a formation is formed before its nodes have left the one before",
@@ -360,6 +377,7 @@ MISTAKES = (
         "        cost = sum(known) + (self._price(offer_id) or 0.0)",
         "        cost = self._price(offer_id) or 0.0",
         MARKETS,
+        first=22,
     ),
     Mistake(
         "an offer that said no is taken again",
@@ -367,6 +385,7 @@ MISTAKES = (
         "        if self.open_count(offer_id) and not self._pauses.goes_on(offer_id, now_s):",
         "        if self.open_count(offer_id):",
         MARKETS,
+        first=151,
     ),
     Mistake(
         "an offer that said no is named to placement",
@@ -374,6 +393,7 @@ MISTAKES = (
         "            if shut or (only_steady",
         "            if (only_steady",
         MARKETS,
+        first=61,
     ),
     Mistake(
         "both generations of a pipeline run on one node",
@@ -410,6 +430,7 @@ MISTAKES = (
         "        withdraw(state, pipeline, seat)\n    node.lapse()",
         "        pass\n    node.lapse()",
         MARKETS,
+        first=145,
     ),
     Mistake(
         "advice is taken for a notice",
@@ -417,6 +438,7 @@ MISTAKES = (
         "            case NodeNotice(node_id, _, kind) if kind.is_advice:",
         "            case NodeNotice(node_id, _, kind) if False:",
         MARKETS,
+        first=7,
     ),
     Mistake(
         "nothing comes of advice",
@@ -424,6 +446,7 @@ MISTAKES = (
         "        elif node.outgoing and (",
         "        elif node.deadline_s is not None and (",
         MARKETS,
+        first=7,
     ),
     Mistake(
         "an answer to an older question is taken up",
@@ -431,6 +454,7 @@ MISTAKES = (
         "        newest = asked.number == view.next_plan_number",
         "        newest = True",
         MARKETS,
+        first=121,
     ),
     Mistake(
         "nodes of the old plan run on",
@@ -565,7 +589,7 @@ MISTAKES = (
     ),
     Mistake(
         "who was handed on counts for ever",
-        LEDGER,
+        RUNNING,
         "if entry.began_at and runs is not (name in names):",
         "if entry.began_at and runs:",
         SPLITS,

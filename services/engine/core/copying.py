@@ -15,6 +15,8 @@ from services.common.exchange import KvMember
 from services.engine.core.actions import SequenceKey
 from services.engine.core.incoming import NamedBlock
 
+MOST_FAILED = 3
+"""Rounds in a row that an heir does not take: it gets no more."""
 ONE_MORE = 1
 """Blocks that a sequence may lack when the copying ends."""
 
@@ -72,8 +74,8 @@ class Copying:
         self._over: dict[SequenceKey, list[bytes]] = {}
         """Of each sequence, from its first block on."""
         self._cached: dict[SequenceKey, int] = {}
-        self._given_up: set[int] = set()
-        """Heirs that have no room, or do not answer."""
+        self._failed: dict[int, int] = {}
+        """Rounds in a row that heirs had no room for, or did not answer."""
 
     @property
     def cached(self) -> int:
@@ -83,7 +85,7 @@ class Copying:
     @property
     def generation_ids(self) -> frozenset[str]:
         """Of those with an heir that takes blocks."""
-        heirs = (heir for i, heir in enumerate(self.heirs) if i not in self._given_up)
+        heirs = (h for i, h in enumerate(self.heirs) if self._failed.get(i, 0) < MOST_FAILED)
         return frozenset().union(*(heir.generation_ids for heir in heirs))
 
     def next(
@@ -103,7 +105,7 @@ class Copying:
             for key in keys
         ]
         if all(len(one.blocks) <= ONE_MORE for one in lacking):
-            self.over = not self._given_up
+            self.over = not self._failed
             return None
         self.over = False
         pieces, room = list[_Piece](), at_most
@@ -114,13 +116,15 @@ class Copying:
         return Ahead(tuple(pieces))
 
     def copied(self, ahead: Ahead, there: set[int]) -> None:
-        """These heirs keep all of it that is for them; the others are given up."""
+        """These heirs keep all of it that is for them; the others may next time, and are given up
+        where they do not."""
+        for heir in {one.heir for one in ahead.pieces} - there:
+            self._failed[heir] = self._failed.get(heir, 0) + 1
         for one in ahead.pieces:
             if one.heir in there:
+                self._failed.pop(one.heir, None)
                 self._over.setdefault(one.key, []).extend(name for name, _ in one.blocks)
                 self.blocks += len(one.blocks)
-            else:
-                self._given_up.add(one.heir)
 
     def for_caches(
         self, ahead: Ahead, there: set[int]

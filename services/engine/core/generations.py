@@ -122,6 +122,11 @@ class Generations:
             for held in self._held.values()
         )
 
+    @property
+    def sealed_count(self) -> int:
+        """Generations that the drain has sealed by now."""
+        return len(self._sealed)
+
     def to_go_on(self) -> list[StartSequence]:
         """What others will start of those that the drain has sealed, those first that are nearest
         to their end."""

@@ -70,11 +70,12 @@ class LoadGauge:
             answer_tokens=expected,
             tenants=_by_tenant(running, waiting, 1 - self._found),
             ends=ends([s.most_left for s in running], self._early / max(1.0, expected)),
+            round_steps=scheduler.round_steps,
         )
 
 
 def ends(most_left: Sequence[int], hazard: float) -> tuple[int, ...]:
-    """Steps until the first and each further eighth of answers have ended, of which so many tokens
+    """Tokens of each until the first and each further part of answers have ended, of which so many
     may come yet; each of them is the last one with a probability of `hazard`."""
     if not most_left:
         return ()
@@ -86,7 +87,7 @@ def ends(most_left: Sequence[int], hazard: float) -> tuple[int, ...]:
         return at_limit + (count - at_limit) * (1 - goes_on**steps)
 
     steps = range(limits[-1] + 1)
-    counts = (1, *(ceil(count * eighth / ENDS) for eighth in range(1, ENDS + 1)))
+    counts = (1, *(ceil(count * part / ENDS) for part in range(1, ENDS + 1)))
     return tuple(bisect_left(steps, number - 0.5, key=ended) for number in counts)
 
 

@@ -370,14 +370,21 @@ class Scheduler:
             not self._running and blocks <= self._blocks.free_count
         )
 
+    @property
+    def round_steps(self) -> int:
+        """Steps by which each that runs and decodes has one row more."""
+        return self._steps_for(sum(s.phase is Phase.DECODE for s in self._running.values()))
+
+    def _steps_for(self, decodes: int) -> int:
+        wanted = decodes // max(1, self._settings.min_overlap_sequences)
+        return max(1, min(self._max_in_flight, wanted))
+
     def _choose_decodes(
         self, decoding: list[BatchedSequence], running: list[BatchedSequence]
     ) -> list[BatchedSequence]:
         """Those whose turn it is, each with a block for its next position."""
         everyone = sum(s.phase is Phase.DECODE for s in running)
-        wanted = everyone // max(1, self._settings.min_overlap_sequences)
-        batches = max(1, min(self._max_in_flight, wanted))
-        limit = min(-(-everyone // batches), self._settings.token_budget)
+        limit = min(-(-everyone // self._steps_for(everyone)), self._settings.token_budget)
         turn = sorted(decoding, key=lambda s: s.last_step)[:limit]
         chosen: list[BatchedSequence] = []
         # What is read takes its blocks first: from what is chosen already nobody can.

@@ -55,10 +55,10 @@ class StageCost:
 
     def embedding_s(self, b: Number, prefill: bool) -> Array:
         tokens = np.asarray(b, dtype=float) * (self.workload.input_tokens if prefill else 1)
-        return self.device.embedding(tokens).time_s
+        return np.asarray(self.device.embedding(tokens).time_s)
 
     def head_s(self, b: Number) -> Array:
-        return self.device.lm_head(np.asarray(b, dtype=float)).time_s
+        return np.asarray(self.device.lm_head(np.asarray(b, dtype=float)).time_s)
 
     def hop_s(self, b: Number, prefill: bool, next_bytes_per_s: float) -> Array:
         """Hands a microbatch's activations to a node with that rate."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound
@@ -60,7 +61,7 @@ class ModelShape:
     def layer_bytes(self) -> int:
         return self.stored_layer_bytes or self.layer_parameters * ELEMENT_BYTES
 
-    @property
+    @cached_property
     def weight_bytes(self) -> float:
         """Of one parameter of a layer."""
         return self.layer_bytes / self.layer_parameters

@@ -21,6 +21,11 @@ Array = npt.NDArray[np.float64]
 Number = float | Array
 
 
+def floats(number: Number) -> Number:
+    """As a float, or an array of them: one number as an array costs ten times as much."""
+    return float(number) if isinstance(number, int | float) else np.asarray(number, dtype=float)
+
+
 @dataclass(frozen=True)
 class Operation:
     """Time of an operation, and the part of it that each resource alone would take."""
@@ -32,8 +37,13 @@ class Operation:
     launch_s: float
 
     @property
-    def time_s(self) -> Array:
-        return np.maximum(self.compute_s, self.traffic_s) + self.network_s + self.launch_s
+    def time_s(self) -> Number:
+        compute_s, traffic_s = self.compute_s, self.traffic_s
+        if isinstance(compute_s, float) and isinstance(traffic_s, float):
+            slower_s: Number = max(compute_s, traffic_s)
+        else:
+            slower_s = np.maximum(compute_s, traffic_s)
+        return slower_s + self.network_s + self.launch_s
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,13 @@ class Device:
 
         A running batch varies, so unless `exact_tiles` the mean of the rounding is taken.
         """
-        computed = np.asarray(rows, dtype=float)
+        rows = floats(rows)
         if self.tile_tokens and self.exact_tiles:
-            computed = np.ceil(computed / self.tile_tokens) * self.tile_tokens
+            computed: Number = np.ceil(rows / self.tile_tokens) * self.tile_tokens
         else:
-            computed = computed + self.tile_tokens / 2
+            computed = rows + self.tile_tokens / 2
         flops = 2.0 * computed * k * n
-        traffic = weight_bytes * k * n + ELEMENT_BYTES * np.asarray(rows) * (k + n)
+        traffic = weight_bytes * k * n + ELEMENT_BYTES * rows * (k + n)
         return Operation(
             name, flops / self.flops_per_s, traffic / self.bytes_per_s, 0.0, self.launch_s
         )
@@ -75,9 +85,10 @@ class Device:
         """Each token attends to `mean` positions; each sequence's `context` is read once."""
         m = self.model
         width = m.heads * m.head_dim / self.tp
-        flops = 4.0 * np.asarray(tokens) * mean * width
-        kv = np.asarray(sequences) * context * 2 * m.kv_heads_per_rank(self.tp) * m.head_dim
-        traffic = ELEMENT_BYTES * (kv + 2 * np.asarray(tokens) * width)
+        tokens = floats(tokens)
+        flops = 4.0 * tokens * mean * width
+        kv = floats(sequences) * context * 2 * m.kv_heads_per_rank(self.tp) * m.head_dim
+        traffic = ELEMENT_BYTES * (kv + 2 * tokens * width)
         return Operation(
             "attention",
             flops / self.flops_per_s,
@@ -89,7 +100,7 @@ class Device:
     def all_reduce(self, tokens: Number) -> Operation:
         """Both all-reduces of a layer: bytes x 2(n-1)/n over the bus bandwidth, and latency."""
         share = 2.0 * (self.tp - 1) / self.tp
-        size = ELEMENT_BYTES * np.asarray(tokens, dtype=float) * self.model.hidden
+        size = ELEMENT_BYTES * floats(tokens) * self.model.hidden
         each = share * size / self.all_reduce_bytes_per_s + self.all_reduce_latency_s
         return Operation("all_reduce", 0.0, 0.0, 2 * each, 0.0)
 
@@ -122,7 +133,7 @@ class Device:
 
     def prefill(self, sequences: Number, prompt: int) -> list[Operation]:
         """One layer over `sequences` prompts of `prompt` tokens each."""
-        tokens = np.asarray(sequences, dtype=float) * prompt
+        tokens = floats(sequences) * prompt
         return self.layer(tokens, sequences, (prompt + 1) / 2, prompt)
 
     def decode(self, sequences: Number, context: float) -> list[Operation]:
@@ -130,7 +141,7 @@ class Device:
         return self.layer(sequences, sequences, context, context)
 
     def embedding(self, tokens: Number) -> Operation:
-        traffic = 2 * ELEMENT_BYTES * np.asarray(tokens, dtype=float) * self.model.hidden
+        traffic = 2 * ELEMENT_BYTES * floats(tokens) * self.model.hidden
         return Operation("embedding", 0.0, traffic / self.bytes_per_s, 0.0, 0.0)
 
     def lm_head(self, sequences: Number) -> Operation:
@@ -167,4 +178,4 @@ def device(
 
 def total_s(operations: list[Operation]) -> Array:
     """Seconds of the operations one after another."""
-    return sum((op.time_s for op in operations), np.zeros(()))
+    return np.asarray(sum((op.time_s for op in operations), 0.0))

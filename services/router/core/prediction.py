@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, exp, log
 
-from services.common.exchange import ENDS, HeadLoad, TenantLoad
+from services.common.exchange import HeadLoad, TenantLoad
 from services.common.fair_queue import lane_of
 from services.common.generation import GenerationRequest
 
@@ -75,7 +75,7 @@ def predict(load: HeadLoad, comer: Comer) -> Prediction:
             rows += share * one.rows
     running = sum(one.running for one in before)
     in_use = min(load.places, max(running, 1))
-    decode_s = load.step_s + load.row_s * in_use
+    decode_s = load.round_steps * load.step_s + load.row_s * in_use
     waiting = _places_lacking(load, before, mine, comer, queued)
     # Places become free as answers end; the prompts that take them are read beside the others.
     places_s = _steps_until(load, waiting, in_use) * decode_s + load.row_s * (rows - comer.rows)
@@ -131,7 +131,8 @@ def _steps_until(load: HeadLoad, places: float, in_use: int) -> float:
     if not (load.ends and running):
         return places * load.answer_tokens / in_use
     rounds = max(0, ceil(places / running) - 1)
-    counts = (0, 1, *(ceil(running * eighth / ENDS) for eighth in range(1, ENDS + 1)))
+    parts = len(load.ends) - 1
+    counts = (0, 1, *(ceil(running * part / parts) for part in range(1, parts + 1)))
     left = places - rounds * running
     behind = next(i for i, count in enumerate(counts) if count >= left)
     if behind == 0:
@@ -143,9 +144,10 @@ def _steps_until(load: HeadLoad, places: float, in_use: int) -> float:
 
 
 def _reading_s(load: HeadLoad, rows: float, decodes: int) -> float:
-    """Steps that read so many rows, beside one of each that decodes."""
-    steps = ceil(rows / max(1, load.step_rows - decodes))
-    return steps * (load.step_s + decodes * load.row_s) + rows * load.row_s
+    """Steps that read so many rows, each beside its part of those that decode."""
+    beside = decodes / load.round_steps
+    steps = ceil(rows / max(1, load.step_rows - beside))
+    return steps * (load.step_s + beside * load.row_s) + rows * load.row_s
 
 
 class Predictor:

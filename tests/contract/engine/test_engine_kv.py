@@ -46,15 +46,15 @@ def source_of(
 
 
 async def journal(worker: Worker) -> None:
-    """Answers for every checkpoint of its one generation, as a journal that has it."""
+    """Answers for every checkpoint of its generations, as a journal that has them."""
     assert worker.engine is not None
-    head, length = worker.engine.head, 0
+    head, lengths = worker.engine.head, dict[str, int]()
     head.checkpoint_stream_opened()
     for message in itertools.count(1):
         for checkpoint in head.take_checkpoints(message):
-            length = max([length, *(span.end for span in checkpoint.spans)])
             name, epoch = checkpoint.generation_id, checkpoint.epoch
-            head.checkpoint_results(message, [CheckpointResult(name, epoch, (length,))])
+            lengths[name] = max([lengths.get(name, 0), *(span.end for span in checkpoint.spans)])
+            head.checkpoint_results(message, [CheckpointResult(name, epoch, (lengths[name],))])
         await asyncio.sleep(0.005)
 
 
@@ -128,11 +128,19 @@ def heir_of(workers: Sequence[Worker], cuts: Sequence[int], *generations: str) -
 
 
 async def copied(
-    head: Worker, source: common_pb2.KvSource, *heirs: engine_pb2.KvHeir, limit_s: float = 60.0
+    head: Worker,
+    source: common_pb2.KvSource,
+    *heirs: engine_pb2.KvHeir,
+    limit_s: float = 60.0,
+    max_rounds: int = 0,
 ) -> engine_pb2.CopyKvResponse:
     """What went ahead of what runs."""
     asked = engine_pb2.CopyKvRequest(
-        formation_id=source.formation_id, source=source, heirs=heirs, limit_s=limit_s
+        formation_id=source.formation_id,
+        source=source,
+        heirs=heirs,
+        limit_s=limit_s,
+        max_rounds=max_rounds,
     )
     return await head.stub.CopyKv(asked, timeout=2 * limit_s)
 
@@ -217,6 +225,42 @@ async def test_nothing_goes_into_caches_of_another_formation_or_without_names(ri
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await worker.stub.CacheKv(asked, timeout=60)
         assert refused.value.code() is code
+
+
+async def test_one_leaves_with_its_blocks_while_another_runs_on(rig: Rig) -> None:
+    """Round by round, each going on where the one before was."""
+    old = await rig.worker(step_s=0.004)
+    new = await rig.worker(kv_silent_s=60.0, kv_fetch_s=60.0)
+    await rig.form([old], [], "f1")
+    await rig.form([new], [], "f2")
+    goes, stays = request("goes", PROMPT, LONG), request("stays", PROMPT[::-1], LONG)
+    source = source_of([old], [], "f1")
+    streams = {one.generation_id: generate(old, one, "f1") for one in (goes, stays)}
+    for stream in streams.values():
+        await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    first = await copied(old, source, heir_of([new], [], "goes"), max_rounds=1)
+    assert first.rounds == 1
+    over = await copied(old, source, heir_of([new], [], "goes"))
+    assert over.over
+    assert over.blocks >= first.blocks >= len(PROMPT) // 16
+    own = (over.blocks - first.blocks) * LAYERS * 64
+    assert over.copied_bytes == own, "what is over is not sent again"
+    drain = engine_pb2.DrainRequest(
+        formation_id="f1", keep_kv=True, running_generation_ids=["stays"]
+    )
+    journaling = asyncio.create_task(journal(old))
+    try:
+        reply = await old.stub.Drain(drain, timeout=60)
+        assert reply.sealed_generations == 1
+        held = (await streams["goes"].end()).ids[0]
+        stream = await resumed(new, goes, "f2", held, source)
+        assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
+        assert (await _stats(new)).replayed_tokens <= 32
+        stayed = await streams["stays"].end()
+    finally:
+        journaling.cancel()
+    assert stayed.closed == engine_pb2.CLOSE_REASON_FINISHED
+    assert stayed.ids[0] == expected_ids(PROMPT[::-1], LONG)
 
 
 async def test_a_survivor_goes_on_with_what_it_kept_itself(rig: Rig) -> None:
@@ -314,6 +358,34 @@ async def test_a_generation_leaves_when_its_last_block_is_full(
     stream = await resumed(new, asked, "f2", held, source_of([old], [], "f1"))
     assert held + stream.ids[0] == expected_ids(PROMPT, TOKENS)
     assert (await _stats(new)).replayed_tokens == 1
+
+
+async def test_what_leaves_first_is_kept_before_the_last_one_leaves(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at the end of its own block."""
+    monkeypatch.setattr(head, "AT_BLOCK_ENDS_S", 60.0)
+    old = await rig.worker(step_s=0.004, max_drafts=0)
+    new = await rig.worker(kv_fetch_s=60.0, kv_silent_s=60.0)
+    await rig.form([old], [], "f1")
+    await rig.form([new], [], "f2")
+    source = source_of([old], [], "f1")
+    asked = [request(f"g{i}", PROMPT[: 70 - 8 * i], LONG) for i in range(2)]
+    streams = [generate(old, one, "f1") for one in asked]
+    for stream in streams:
+        await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    drain = engine_pb2.DrainRequest(formation_id="f1", keep_kv=True)
+    journaling = asyncio.create_task(journal(old))
+    draining = asyncio.ensure_future(old.stub.Drain(drain, timeout=60))
+    await asyncio.gather(*(stream.end() for stream in streams))
+    journaling.cancel()
+    for one, stream in zip(asked, streams, strict=True):
+        assert stream.closed == engine_pb2.CLOSE_REASON_MOVED
+        assert (len(one.prompt_ids) + len(stream.ids[0])) % 16 == 1
+        goes_on = await resumed(new, one, "f2", stream.ids[0], source)
+        assert stream.ids[0] + goes_on.ids[0] == expected_ids(one.prompt_ids, LONG)
+    assert (await _stats(new)).replayed_tokens == 2
+    draining.cancel()
 
 
 async def test_what_is_to_be_replayed_is_not_kept(rig: Rig) -> None:

@@ -56,7 +56,13 @@ class Head:
         return 1
 
     async def copy_ahead(
-        self, source: KvSource, head: Any, heirs: Sequence[Heir], limit_s: float
+        self,
+        source: KvSource,
+        head: Any,
+        heirs: Sequence[Heir],
+        limit_s: float,
+        *,
+        max_rounds: int = 0,
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
         return WentAhead(2, 30, 20, 4000, 0.25, self.over)
@@ -163,6 +169,19 @@ async def test_each_leaves_as_its_reader_waits_least() -> None:
     ]
 
 
+async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> None:
+    """600 bytes take six seconds behind the seal; those that went ahead take none."""
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
+    leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
+    leaving._link.carried(100, 1.0, 0.0)
+    assert leaving.end("f") == {"long"}
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    leaving._link.carried(100, 1000.0, 0.0)
+    assert leaving.end("f") == frozenset()
+    assert leaving.end("f") == {"long"}, "once"
+
+
 def other(formation: str) -> ServingHead:
     route = Route("p2", formation, f"i-{formation}", "a:1", 1.0, ModelRef("m", "d"), 1000)
     return ServingHead(route, True)
@@ -209,7 +228,7 @@ async def test_what_departs_has_its_blocks_go_ahead_and_is_sealed_when_they_are_
     head.over = True
     slow = Rates(replay_positions_per_s=100.0)
     leaving = departures(head, Cluster(), events, "kv", slow, {"long": other("f2")})
-    await leaving.leave(DepartFormation("f", MEMBERS, 5.0))
+    await leaving.leave(DepartFormation("f", MEMBERS, 1.0))
     ((formation, heirs, _),) = head.copied
     assert (formation, heirs) == ("f", (Heir((follower("f2"),), frozenset({"long"}), "f2"),))
     assert head.drains[0] == ("long", "short")
@@ -229,7 +248,7 @@ async def test_one_whose_blocks_nobody_takes_is_replayed() -> None:
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
     leaving = departures(head, Cluster(), events, "kv", Rates(replay_positions_per_s=100.0))
-    await leaving.leave(DepartFormation("f", MEMBERS, 3.0))
+    await leaving.leave(DepartFormation("f", MEMBERS, 1.0))
     assert head.copied == []
     assert [choice for _, choice, _ in await chosen(events)] == ["push", "replay"]
     assert head.kept[-1] == (False, ("long",))

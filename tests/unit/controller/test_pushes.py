@@ -1,4 +1,4 @@
-"""Blocks go in slices, one generation's after another's; what goes wrong with one is its own."""
+"""Blocks go in rounds, one generation's after another's; what goes wrong with one is its own."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from services.common.nodes import Member
 from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Heir, WentAhead
-from services.controller.pushes import SLICE_S, Pushes
+from services.controller.pushes import ROUND_S, Pushes
 
 BLOCK_BYTES = 1000
+TOOK_S = 0.5
 HEAD = Member("n", "i-f", "a:1", LayerRange(0, 4))
 THERE = (KvMember("a:2", "i-there", LayerRange(0, 4)),)
 
 
 class Heads:
-    """Sends so many blocks a slice, each of which takes all its time."""
+    """Sends so many blocks a round."""
 
     def __init__(self, blocks: dict[str, list[int]]) -> None:
         self.blocks = blocks
-        """Of each generation, slice by slice, how many are over in all; -1: no answer."""
+        """Of each generation, round by round, how many are over in all; -1: no answer."""
         self.asked: list[str] = []
         self.now_s = 0.0
 
     async def copy_ahead(
-        self, source: KvSource, head: Member, heirs: Sequence[Heir], limit_s: float
+        self,
+        source: KvSource,
+        head: Member,
+        heirs: Sequence[Heir],
+        limit_s: float,
+        *,
+        max_rounds: int,
     ) -> WentAhead:
         ((name,),) = (heir.generation_ids for heir in heirs)
-        assert (source.formation_id, head, heirs[0].members, limit_s) == ("f", HEAD, THERE, SLICE_S)
+        assert (source.formation_id, head, heirs[0].members) == ("f", HEAD, THERE)
+        assert (limit_s, max_rounds) == (ROUND_S, 1)
         self.asked.append(name)
-        self.now_s += SLICE_S
-        slices = self.blocks[name]
-        over = slices.pop(0)
+        self.now_s += TOOK_S
+        rounds = self.blocks[name]
+        over = rounds.pop(0)
         if over < 0:
             raise Unavailable("away")
-        return WentAhead(1, over, size_bytes=500, took_s=0.1, over=not slices)
+        return WentAhead(1, over, size_bytes=500, took_s=0.1, over=not rounds)
 
 
 async def pushed(blocks: dict[str, list[int]]) -> tuple[Pushes, Heads, Link]:
@@ -76,7 +84,7 @@ async def test_one_goes_after_another_and_what_is_over_travels_no_more() -> None
     assert pushes.seen(stream("a")).bytes == 0
     assert pushes.seen(stream("other")).bytes == 6 * BLOCK_BYTES
     assert pushes.went.is_set()
-    assert link.bytes_per_s(heads.now_s) == 500 / SLICE_S
+    assert link.bytes_per_s(heads.now_s) == 500 / TOOK_S
 
 
 async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:

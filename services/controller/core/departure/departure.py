@@ -79,7 +79,8 @@ class Departure:
                 self._pushing.add(name)
                 pushes.append(move)
         last_s = self.end_s - rates.seal_s
-        due_s = [*(m.begins_s for m in moves), last_s, self.end_s]
+        ends_s = (max(m.ends_s, now_s + LOOK_S) for m in moves if m.choice is Choice.FINISH)
+        due_s = [*(m.begins_s for m in moves), *ends_s, last_s, self.end_s]
         next_s = min((one for one in due_s if one > now_s + _NEAR_S), default=now_s + _NEAR_S)
         running = frozenset(m.generation_id for m in moves) - self._stopped
         return Look(

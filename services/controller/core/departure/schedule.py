@@ -99,14 +99,18 @@ def _replay_now(one: Stream, reason: Reason, now_s: float) -> Move:
 
 
 def cheapest(streams: Iterable[Stream], rates: Rates, now_s: float) -> tuple[Move, ...]:
-    """All of them leave now, each as its reader waits least: with its blocks, of which no more than
-    a last round travels behind the seal, or by its ids. The next heads compute one after another,
-    the shortest first, so who is replayed waits for those that are shorter, too."""
-    moves, waits_s = list[Move](), 0.0
+    """All of them leave now, each as its reader waits least: with its blocks, all of which travel
+    behind the seal, or no more than a last round where the link is not named, or by its ids. The
+    next heads compute one after another, the shortest first, so who is replayed waits for those
+    that are shorter, too; and so does who is pushed for their blocks."""
+    moves, waits_s, link_s = list[Move](), 0.0, 0.0
     for one in sorted(streams, key=lambda stream: (stream.positions, stream.generation_id)):
         push_s = replace(rates, push_s=rates.push_s or PUSH_S).push_gap_s(one.positions)
+        if rates.link_bytes_per_s:
+            push_s += link_s + (one.bytes or 0) / rates.link_bytes_per_s
         shorter = waits_s + rates.replay_of_s(one.positions) <= push_s
         if one.bytes is not None and not shorter:
+            link_s += one.bytes / rates.link_bytes_per_s if rates.link_bytes_per_s else 0.0
             moves.append(_push_now(one, one.bytes, Reason.CHEAPER, now_s))
         else:
             waits_s += one.positions / rates.replay_positions_per_s

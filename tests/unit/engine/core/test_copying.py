@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
 from services.engine.core.actions import SequenceKey
-from services.engine.core.copying import Copying, Heir
+from services.engine.core.copying import MOST_FAILED, Copying, Heir
 from services.engine.core.incoming import NamedBlock
 
 MEMBERS = (KvMember("a:1", "i", LayerRange(0, 4)),)
@@ -62,7 +62,26 @@ def test_an_heir_that_does_not_answer_gets_no_more() -> None:
     ahead = going.next([key("a"), key("b")], cache.full, 4 * 2)
     assert ahead is not None
     going.copied(ahead, {1})
-    assert (going.generation_ids, going.blocks) == ({"b"}, 4)
+    for _ in range(MOST_FAILED - 1):
+        assert (going.generation_ids, going.blocks) == ({"a", "b"}, 4)
+        ahead = going.next([key("a"), key("b")], cache.full, 4 * 2)
+        assert ahead is not None
+        assert ahead.names == {0: [b"a0", b"a1", b"a2", b"a3"]}
+        going.copied(ahead, set())
+    assert going.generation_ids == {"b"}
+    assert going.next([key("b")], cache.full, 8) is None
+    assert not going.over
+
+
+def test_an_heir_that_was_silent_once_gets_the_same_again() -> None:
+    cache, going = Cache(a=4), copying("a")
+    for there in (set[int](), set[int](), {0}, set[int](), set[int](), {0}):
+        ahead = going.next([key("a")], cache.full, 2)
+        assert ahead is not None
+        going.copied(ahead, there)
+    assert (going.blocks, going.generation_ids) == (4, {"a"})
+    assert going.next([key("a")], cache.full, 2) is None
+    assert going.over
 
 
 def test_all_that_is_over_may_lie_in_the_caches_of_heirs_that_stand() -> None:

@@ -5,7 +5,7 @@ from math import log
 
 import pytest
 
-from services.common.exchange import TenantLoad
+from services.common.exchange import ENDS, TenantLoad
 from services.common.generation import PriorityClass
 from services.engine.core.load import MOST_TENANTS, OTHERS, LoadGauge, ends
 from services.engine.core.scheduler import SchedulerSettings
@@ -68,17 +68,20 @@ def test_until_an_answer_has_ended_those_that_run_are_taken_at_their_word() -> N
 
 def test_answers_that_end_at_their_limit_end_when_that_is_there() -> None:
     assert ends([], 0.0) == ()
-    assert ends([30, 10, 20, 40], 0.0) == (10, 10, 10, 20, 20, 30, 30, 40, 40)
-    assert ends([64] * 64, 0.0) == (64,) * 9
+    quarters = [limit for limit in (10, 20, 30, 40) for _ in range(ENDS // 4)]
+    assert ends([30, 10, 20, 40], 0.0) == (10, *quarters)
+    assert ends([64] * 64, 0.0) == (64,) * (1 + ENDS)
+    assert ends([1, *[50] * 63], 0.0) == (1, *[50] * ENDS), "one is no part of a burst"
     assert ends([0, 7], 0.0)[:2] == (0, 0), "one is at its end"
 
 
 def test_answers_that_may_end_at_any_token_end_one_after_another() -> None:
-    first, *eighths = ends([100_000] * 64, 1 / 50)
+    first, *parts = ends([100_000] * 64, 1 / 50)
     assert first <= 1
-    assert eighths[3] == pytest.approx(50 * log(2), rel=0.1), "half of them, as of all that decays"
-    assert eighths == sorted(eighths)
-    assert ends([100_000] * 64, 1.0) == (1,) * 9
+    half = parts[ENDS // 2 - 1]
+    assert half == pytest.approx(50 * log(2), rel=0.1), "half of them, as of all that decays"
+    assert parts == sorted(parts)
+    assert ends([100_000] * 64, 1.0) == (1,) * (1 + ENDS)
     assert ends([10] * 64, 1 / 50)[-1] == 10, "but none goes on behind its limit"
 
 
@@ -90,10 +93,27 @@ def test_the_gauge_tells_when_those_that_run_end() -> None:
     for _ in range(3):
         driver.depart()
         driver.arrive()
-    assert gauge.read(driver.scheduler).ends == (7, 7, 7, 17, 17, 27, 27, 37, 37)
+    told = gauge.read(driver.scheduler).ends
+    assert told == (7, *(limit for limit in (7, 17, 27, 37) for _ in range(ENDS // 4)))
     for _ in range(50):
         gauge.answered(4, at_limit=False)
     assert gauge.read(driver.scheduler).ends[-1] < 37
+
+
+@pytest.mark.parametrize(("stages", "sequences", "steps"), [(1, 8, 1), (2, 8, 2), (2, 3, 1)])
+def test_the_gauge_tells_in_how_many_steps_all_have_a_row_more(
+    stages: int, sequences: int, steps: int
+) -> None:
+    driver = Driver(SchedulerSettings(64, 8, 4, 1000), 64, stages)
+    for index in range(sequences):
+        driver.start(str(index), 5, 40)
+    for _ in range(8):
+        driver.depart()
+        driver.arrive()
+    assert LoadGauge().read(driver.scheduler).round_steps == steps
+    while driver.depart():
+        pass
+    assert len({k for step in driver.steps[-steps:] for k in step.keys}) == sequences
 
 
 def test_what_others_have_computed_of_waiting_prompts_is_taken_off() -> None:

@@ -206,6 +206,56 @@ def test_behind_a_full_batch_the_next_one_ends_in_the_same_order() -> None:
     assert waits[9:] == [wait + 80 for wait in waits[1:9]]
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_of_a_flood_those_are_taken_that_have_their_first_token_in_time(seed: int) -> None:
+    """Ten for each that can be answered, at a pipeline of two stages. What they are taken for ends
+    in bursts as it began, and decodes in two steps."""
+    chance, deadline_s, now_s = random.Random(seed), 1.0, 0.0
+    settings = SchedulerSettings(128, 32, 4, 1000, max_drafts=0, share_prefixes=False)
+    driver, gauge, predictor = Driver(settings, 1024, 2), LoadGauge(), Predictor()
+    driver.took_s = lambda rows: STEP_S + ROW_S * rows
+    asked: dict[str, tuple[float, float]] = {}
+    first_s: list[float] = []
+    due_s, told_s = 0.0, 0.0
+    while now_s < 40:
+        if now_s >= told_s:
+            predictor.told("f", gauge.read(driver.scheduler), now_s)
+            told_s = now_s + 0.25
+        while due_s <= now_s:
+            name = f"{due_s:.6f}"
+            one = Comer.of(request(name, 60, 40))
+            said = predictor.predict("f", one)
+            assert said is not None
+            if now_s + said.surely_s <= due_s + deadline_s:
+                asked[name] = due_s, said.first_token_s
+                predictor.sent("f", one, now_s)
+                driver.start(name, 60, 40)
+            due_s += chance.expovariate(120)
+        while (step := driver.depart()) is not None:
+            gauge.departed(step, now_s)
+        if not driver.flights:
+            now_s = due_s
+            continue
+        step, before = driver.flights[0][0], set(driver.stopped)
+        now_s += driver.took_s(step.batch.rows)
+        driver.arrive()
+        gauge.came_back(step.number, driver.took_s(step.batch.rows), now_s)
+        for _ in driver.stopped - before:
+            gauge.answered(40, at_limit=True)
+        for name in [n for n in asked if driver.outputs[n]]:
+            asked_s, said_s = asked.pop(name)
+            predictor.measured("f", said_s, now_s - asked_s)
+            if asked_s > 5:
+                first_s.append(now_s - asked_s)
+    late = [took_s for took_s in first_s if took_s > deadline_s]
+    print(
+        f"{len(first_s)} taken, {len(late)} late, p99 {sorted(first_s)[-len(first_s) // 100]:.2f}"
+    )
+    assert len(first_s) > 200
+    assert len(late) < 0.01 * len(first_s)
+    assert max(first_s) < 1.1 * deadline_s
+
+
 def test_what_was_sent_since_a_head_told_its_load_counts() -> None:
     predictor = Predictor()
     predictor.told("f", IDLE, 0.0)
