@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench import kv
+from bench import kv_mesh
 from bench import mesh as meshes
 from soak.test_node import carriers, controller_of, events_of, machine
 
@@ -38,7 +38,7 @@ async def test_streams_leave_a_machine_that_a_market_takes_in_their_time(
             machines[one.name] = one
         mesh = await up
         bodies = [
-            kv.body_of(context, seed) | {"max_tokens": tokens}
+            kv_mesh.body_of(context, seed) | {"max_tokens": tokens}
             for seed, (context, tokens) in enumerate(zip(CONTEXTS, TOKENS, strict=True))
         ]
         expected = await meshes.undisturbed(client, mesh.url(), bodies)

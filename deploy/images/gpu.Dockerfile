@@ -7,7 +7,7 @@
 # --secret id=ca,src=FILE.
 FROM python:3.11-slim-bookworm AS base
 ENV PATH=/opt/shunt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 XDG_CACHE_HOME=/opt/cache
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 # Triton makes its launchers on the machine, with a compiler and Python's headers.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \
  && rm -rf /var/lib/apt/lists/* \
@@ -31,6 +31,8 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
 FROM base AS node
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
     /build/install.sh vllm
+# Behind pip, whose cache would be there, too, and not where the builder keeps it.
+ENV XDG_CACHE_HOME=/opt/cache
 COPY deploy/ec2/host /opt/host
 RUN --mount=from=package,source=/wheel,target=/wheel /build/install.sh services
 USER shunt

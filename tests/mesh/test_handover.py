@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench import kv
+from bench import kv_mesh
 from bench import mesh as meshes
 from tests.mesh import tiny_mesh
 
@@ -36,7 +36,8 @@ async def test_streams_go_on_from_their_blocks_as_if_nothing_had_happened(
     env, options = {**os.environ, **PATIENT}, ("--spares", "1")
     contexts = (LONG, LONG, SHORT, SHORT)
     bodies = [
-        kv.body_of(context, seed) | {"max_tokens": TOKENS} for seed, context in enumerate(contexts)
+        kv_mesh.body_of(context, seed) | {"max_tokens": TOKENS}
+        for seed, context in enumerate(contexts)
     ]
     async with meshes.running(tmp_path / "mesh", env=env, options=options, store=store) as mesh:
         expected = await meshes.undisturbed(client, mesh.url(), bodies)

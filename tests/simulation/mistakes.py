@@ -13,6 +13,7 @@ SURPLUS = "services/controller/core/cluster/surplus.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
+RUNNING = "services/controller/core/ledger/running.py"
 GRANTING = "services/controller/core/ledger/granting.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
@@ -588,7 +589,7 @@ MISTAKES = (
     ),
     Mistake(
         "who was handed on counts for ever",
-        LEDGER,
+        RUNNING,
         "if entry.began_at and runs is not (name in names):",
         "if entry.began_at and runs:",
         SPLITS,
@@ -601,10 +602,10 @@ MISTAKES = (
         SPLITS,
     ),
     Mistake(
-        "a grant knows no phases",
+        "a grant takes the phases for one another",
         GRANTING,
-        "            head.phase is other,\n",
-        "",
+        "PipelinePhase.PREFILL if goes_on else PipelinePhase.DECODE",
+        "PipelinePhase.DECODE if goes_on else PipelinePhase.PREFILL",
         SPLITS,
     ),
     Mistake(

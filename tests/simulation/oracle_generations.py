@@ -475,8 +475,8 @@ class GenerationOracle(Watch):
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
         left = (
-            *(ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned),
-            ledger._handed_on._counts,
+            *(ledger._entries, ledger._tombstones, ledger._abandoned),
+            *(ledger._running._names, ledger._running._handed_on._counts),
         )
         if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

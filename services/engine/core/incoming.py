@@ -97,12 +97,13 @@ class Incoming:
         return number in self._awaited
 
     def came_ahead(self, start: StartSequence) -> bool:
-        """Its beginning is there, and came for it."""
+        """Most of its blocks are there, and came for it: those that it has in common with others
+        may have come for them."""
         if not self._ahead:
             return False
         names = names_of(start)
         there = len(self._scheduler.blocks.find(names))
-        return there > 0 and names[there - 1] in self._ahead
+        return 2 * there > len(names) and names[there - 1] in self._ahead
 
     def _awaits_any(
         self,

@@ -236,32 +236,36 @@ class CompiledLayers:
             )
 
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-        numbers = np.empty((len(spans), 4), dtype=np.int64)
+        rows = hidden.shape[0]  # len() of a tensor takes ten times as long
+        numbers: list[tuple[int, int, int, int]] = []
         tables: list[int] = []
-        for row, span in enumerate(spans):
-            numbers[row] = (span.first, span.count, span.start, len(tables))
+        for span in spans:
+            numbers.append((span.first, span.count, span.start, len(tables)))
             tables.extend(span.table)
-        blocks = np.array(tables, dtype=np.int32)
-        hidden = widen(hidden, len(hidden), self._sizes.hidden_size)
+        sequences, blocks = np.array(numbers, dtype=np.int64), np.array(tables, dtype=np.int32)
+        hidden = widen(hidden, rows, self._sizes.hidden_size)
         self._kernels.stage_forward(
             self._stage,
             hidden.data_ptr(),
-            len(hidden),
-            numbers.ctypes.data,
-            len(spans),
+            rows,
+            sequences.ctypes.data,
+            len(numbers),
             blocks.ctypes.data,
             self._threads,
         )
+        if self._sizes.hidden_size == self._hidden_size:
+            return hidden
         return hidden[:, : self._hidden_size].contiguous()
 
     def logits(self, hidden: Tensor) -> Tensor:
         assert self._head is not None
-        hidden = widen(hidden, len(hidden), self._sizes.hidden_size)
-        logits = torch.empty((len(hidden), whole_blocks(self._vocab_size)), dtype=torch.float32)
+        rows = hidden.shape[0]
+        hidden = widen(hidden, rows, self._sizes.hidden_size)
+        logits = torch.empty((rows, whole_blocks(self._vocab_size)), dtype=torch.float32)
         self._kernels.stage_head(
             self._stage,
             hidden.data_ptr(),
-            len(hidden),
+            rows,
             self._head.norm.data_ptr(),
             self._head.matrix.data_ptr(),
             self._vocab_size,

@@ -178,7 +178,7 @@ class NativeStage:
         asked = batch.asked_rows
         if not asked:
             return ()
-        if len(asked) < len(hidden):
+        if len(asked) < hidden.shape[0]:
             hidden = hidden[asked]
         return self._slots.sample(batch, self._arithmetic.logits(hidden).numpy())
 

@@ -260,6 +260,7 @@ def _estimated(costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float) 
             out,
             arrival_rate_rps,
             pipeline.phase,
+            1 / transport.kv_rate(costs, pipeline),
         ),
         throughput_tokens_per_s=throughput * out,
         stages=tuple(

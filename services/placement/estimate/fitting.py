@@ -20,6 +20,9 @@ from services.placement.estimate.model import ModelShape
 
 COLUMNS = ("gpu", "tp", "phase", "tokens", "context", "time_ms")
 MAX_ROWS = 100_000
+MAX_TOKENS = 1 << 24
+CONTEXT = 1024
+"""Of a decode, where none is told."""
 TILES = (0, 128)
 STEPS = (0.3, 0.15, 0.07, 0.03, 0.01)
 
@@ -37,7 +40,8 @@ class Measurement:
 
 
 def read_measurements(path: Path) -> list[Measurement]:
-    """A CSV file with the columns gpu, tp, phase, tokens, context, time_ms."""
+    """A CSV file with the columns gpu, tp, phase, tokens, context, time_ms; a prefill's context
+    counts for nothing. Raises InvalidArgument, naming the line, and NotFound."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -55,20 +59,26 @@ def read_measurements(path: Path) -> list[Measurement]:
     found = []
     for number, row in enumerate(rows, 2):
         try:
+            prefill = {"prefill": True, "decode": False}[row["phase"].strip()]
             one = Measurement(
                 row["gpu"].strip(),
                 int(row["tp"]),
-                {"prefill": True, "decode": False}[row["phase"].strip()],
+                prefill,
                 int(row["tokens"]),
-                int(row["context"] or 1024),
+                CONTEXT if prefill else int(row["context"] or CONTEXT),
                 float(row["time_ms"]),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InvalidArgument(
                 f"line {number} is not a measurement", field="measurements"
             ) from error
-        if not (one.tokens > 0 and 0 < one.time_ms < 1e9):
-            raise InvalidArgument(f"line {number} is out of range", field="measurements")
+        ranges = {
+            "tokens": 1 <= one.tokens <= MAX_TOKENS,
+            "context": 1 <= one.context <= MAX_TOKENS,
+            "time_ms": 0 < one.time_ms < 1e9,
+        }
+        if wrong := next((name for name, fits in ranges.items() if not fits), None):
+            raise InvalidArgument(f"line {number}: {wrong} is out of range", field="measurements")
         found.append(one)
     return found
 

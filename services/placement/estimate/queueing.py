@@ -40,8 +40,11 @@ def at_rate(
     output_tokens: int,
     rate_rps: float,
     phase: PipelinePhase = PipelinePhase.BOTH,
+    link_s: float = 0.0,
 ) -> Load:
-    """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times."""
+    """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times. To a
+    pipeline that decodes each request's KV cache comes over a link that it keeps busy for `link_s`:
+    it follows its prompt, so what is waited for is those before it (M/D/1)."""
     alone = times_of(1.0)
     reads, decodes = phase is not PipelinePhase.DECODE, phase is not PipelinePhase.PREFILL
     prefill_alone, stages = sum(alone.prefill_s) if reads else 0.0, len(alone.prefill_s)
@@ -66,6 +69,11 @@ def at_rate(
         running = (running + target) / 2
     service = prefill_alone / (1 - busy) + output_tokens * tpot
     slot_wait = utilisation ** math.sqrt(2 * (batch + 1)) / (batch * (1 - utilisation)) * service
+    if not reads:
+        link = rate_rps * link_s
+        if link >= 1:
+            return Load(math.inf, math.inf, math.inf)
+        tpot += link * link_s / (2 * (1 - link)) / output_tokens
     first = prefill_wait + slot_wait + prefill_alone / (1 - busy)
     return Load(first if reads else 0.0, tpot, first + output_tokens * tpot)
 

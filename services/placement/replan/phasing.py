@@ -19,6 +19,9 @@ from services.placement.search.score import worst_miss
 
 PATIENCE = 8
 """States in a row that are no better than the best."""
+MARGIN = 0.8
+"""Estimates are means, and requests come in bunches: phases are others for the sake of a target
+where they keep to this share of it."""
 Pipelines = tuple[PlacedPipeline, ...]
 Phases = tuple[PipelinePhase, ...]
 
@@ -38,11 +41,11 @@ NOTHING = _Merit(0.0, 0.0)
 def best_phases(
     problem: Problem, pipelines: Sequence[PlacedPipeline], budget: SearchBudget
 ) -> tuple[Pipelines, Pipelines]:
-    """The same stages with the best phases met: those under which targets are kept, or missed
-    least, and of those the ones that carry most; and those that carry most whatever the targets.
-    As they are where no other is better."""
-    search = _Search(problem, tuple(pipelines))
-    best = current = tuple(pipeline.phase for pipeline in pipelines)
+    """The same stages with the best phases met: those that carry most of those under which targets
+    are kept by the margin, and those that carry most whatever the targets. As they are where no
+    other is better."""
+    search = _Search(_stricter(problem), tuple(pipelines))
+    first = best = current = tuple(pipeline.phase for pipeline in pipelines)
     still = 0
     search.merit(current)
     tabu = {current}
@@ -56,7 +59,15 @@ def best_phases(
         if not still:
             best = current
     most = max(search.known, key=lambda phases: search.known[phases].rate_rps)
-    return search.phased(best), search.phased(most)
+    kept = best if search.merit(best).keeps == 1 else first
+    return search.phased(kept), search.phased(most)
+
+
+def _stricter(problem: Problem) -> Problem:
+    """With targets less the margin."""
+    asked = problem.objective
+    ttft_s, tpot_s = asked.ttft_target_s * MARGIN, asked.tpot_target_s * MARGIN
+    return replace(problem, objective=replace(asked, ttft_target_s=ttft_s, tpot_target_s=tpot_s))
 
 
 @dataclass(slots=True)

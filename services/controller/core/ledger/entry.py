@@ -86,6 +86,11 @@ class JournalEntry:
         self.begun, self.moved_by = bound, ""
 
     @property
+    def numerics_class(self) -> str:
+        """Of the head that had it last, as far as known."""
+        return self.classes[-1] if self.classes else ""
+
+    @property
     def stored(self) -> bool:
         """It is kept for long behind its end."""
         return self.request.response is not None and self.request.response.store

@@ -8,10 +8,8 @@ loses nothing that anybody was told.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
-from types import MappingProxyType
 
 from services.common.errors import (
     AlreadyExists,
@@ -31,17 +29,13 @@ from services.common.exchange import (
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason, ModelRef
-from services.common.phases import PipelinePhase
 from services.controller.core.departure.move import Stream
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.background import Background
 from services.controller.core.ledger.entry import JournalEntry, outlived
 from services.controller.core.ledger.granting import (
     Complaints,
-    HandedOn,
-    Needs,
     Patience,
-    best_head,
     is_expected,
 )
 from services.controller.core.ledger.observed import Observed
@@ -65,9 +59,9 @@ from services.controller.core.ledger.records import (
     Record,
     Sealed,
 )
+from services.controller.core.ledger.running import Running
 from services.controller.core.ledger.streams import streams_of
 
-_NOTHING: Mapping[str, float] = MappingProxyType({})
 STORED_AT_ONCE = 64
 """Each is written anew as a whole."""
 
@@ -83,11 +77,7 @@ class Ledger:
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._patience = Patience(settings.own_arithmetic_s)
         self._doubts = Patience(settings.doubt_s)
-        self._promised: dict[str, str] = {}
-        """To which formation each will rather be granted next: what it goes on from is there."""
-        self._running: dict[str, set[str]] = {}
-        """Generations by the formation that runs them."""
-        self._handed_on = HandedOn()
+        self._running = Running()
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
@@ -119,12 +109,13 @@ class Ledger:
         if isinstance(record, Forgotten | Kept):
             self._tombstones.pop(name, None)
             self._ended.pop(name, None)
-            self._place(name, self._entries.pop(name, None), False)
+            if (gone := self._entries.pop(name, None)) is not None:
+                self._running.place(name, gone, False)
             self._abandoned.remove(name)
             self._background.remove(name)
             self._patience.over(name)
             self._doubts.over(name)
-            self._promised.pop(name, None)
+            self._running.over(name)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
@@ -139,7 +130,7 @@ class Ledger:
         if entry is None:
             return
         entry.touched_s = now_s
-        self._place(name, entry, False)
+        self._running.place(name, entry, False)
         if isinstance(record, HeadBound):
             entry.give_to(record, 1)
         elif isinstance(record, Granted):
@@ -157,23 +148,10 @@ class Ledger:
             else:
                 choice.stop_length = record.length
         open_here = not entry.sealed and not entry.finished and name not in self._tombstones
-        self._place(name, entry, open_here)
+        self._running.place(name, entry, open_here)
         if entry.finished:
             self._ended.setdefault(name)
             self._background.remove(name)
-
-    def _place(self, name: str, entry: JournalEntry | None, runs: bool) -> None:
-        if entry is None:
-            return
-        names = self._running.setdefault(entry.formation_id, set())
-        if entry.began_at and runs is not (name in names):
-            self._handed_on.count(entry.began_at, entry.formation_id, 1 if runs else -1)
-        if runs:
-            names.add(name)
-        else:
-            names.discard(name)
-            if not names:
-                del self._running[entry.formation_id]
 
     def _commit(self, records: Sequence[Record], now_s: float) -> tuple[Record, ...]:
         for record in records:
@@ -344,28 +322,14 @@ class Ledger:
         trusted = [
             head for head in heads if head is not left and head.route.formation_id not in suspects
         ]
-        began_at = entry.pipeline_id if entry.handed_on else ""
-        weights = next((h.onward for h in heads if h.route.pipeline_id == began_at), _NOTHING)
-        loads = self._loads(began_at if weights else "")
-        had, goes_on = entry.classes[-1] if entry.classes else "", entry.has_begun(question.held)
-        name = question.generation_id
-        promised = self._promised.get(name, "")
-        head = best_head(
-            Needs.of(entry.request),
-            had,
-            trusted,
-            loads,
-            weights,
-            goes_on=goes_on,
-            promised=promised,
-        )
+        head, had = self._running.best(entry, question, trusted, heads), entry.numerics_class
         if head is None:
             return None
         other = bool(had) and had != head.numerics_class
         if (
             other
             and is_expected(entry.request, had, heads, coming)
-            and self._patience.waits(name, now_s)
+            and self._patience.waits(question.generation_id, now_s)
         ):
             return None
         return self._grant(entry, question, head, now_s)
@@ -389,7 +353,7 @@ class Ledger:
         had = entry.classes[-1:]
         self._patience.over(name)
         self._doubts.over(name)
-        self._promised.pop(name, None)
+        self._running.over(name)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -558,57 +522,21 @@ class Ledger:
 
     def streams(self, formation_id: str) -> tuple[Stream, ...]:
         """Generations that run there."""
-        names = self._running.get(formation_id, ())
-        return streams_of({name: self._entries[name] for name in sorted(names)}, self.observed)
+        names = self._running.names(formation_id)
+        return streams_of({name: self._entries[name] for name in names}, self.observed)
 
     def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
-        """Where the generations that run in a formation will rather go on, once they have left it,
-        each at a head of their arithmetic, at the one that was promised before if that serves; by
-        name. Left out: those that none would take now."""
-        others = [head for head in heads if head.route.formation_id != formation_id]
-        loads = {name: len(names) for name, names in self._running.items()}
-        promised = {}
-        for name in sorted(self._running.get(formation_id, ())):
-            entry = self._entries[name]
-            had = entry.classes[-1] if entry.classes else ""
-            before = self._promised.get(name, "")
-            head = best_head(
-                Needs.of(entry.request), had, others, loads, _NOTHING, goes_on=True, promised=before
-            )
-            if head is not None and head.numerics_class == had:
-                promised[name], there = head, head.route.formation_id
-                self._promised[name] = there
-                loads[there] = loads.get(there, 0) + 1
-        return promised
+        """Where generations that run there will rather go on once they have left it; by name."""
+        return self._running.promise(self._entries, formation_id, heads)
 
     def promise_onward(
         self, generation_id: str, heads: Sequence[ServingHead]
     ) -> ServingHead | None:
-        """Where a generation that begins will rather be handed on to, at a head of its arithmetic;
-        None where it is not handed on, or none would take it now."""
+        """Where a generation that begins will rather be handed on to; None where it is not."""
         entry = self._entries.get(generation_id)
-        names = self._running.get(entry.formation_id, ()) if entry is not None else ()
-        if entry is None or generation_id not in names:
+        if entry is None:
             return None
-        began = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        if began is None or not began.route.hands_on:
-            return None
-        loads = Counter(self._loads(entry.pipeline_id if began.onward else ""))
-        loads.update(self._promised[name] for name in names if name in self._promised)
-        others = [head for head in heads if head is not began]
-        had = entry.classes[-1] if entry.classes else ""
-        head = best_head(Needs.of(entry.request), had, others, loads, began.onward, goes_on=True)
-        if head is None or head.phase is PipelinePhase.PREFILL or head.numerics_class != had:
-            return None
-        self._promised[generation_id] = head.route.formation_id
-        return head
-
-    def _loads(self, began_at: str) -> Mapping[str, int]:
-        """Generations that run, by formation; of those that a pipeline has handed on, where one is
-        named."""
-        if began_at:
-            return self._handed_on.loads(began_at)
-        return {formation_id: len(names) for formation_id, names in self._running.items()}
+        return self._running.promise_onward(generation_id, entry, heads)
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""

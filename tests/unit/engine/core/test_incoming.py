@@ -199,11 +199,12 @@ def test_one_block_is_asked_for_where_it_is_far_behind_the_first() -> None:
 
 def test_what_came_ahead_of_another_is_computed_and_no_move_of_this_one() -> None:
     batching = leading()
-    other = list(chain_of(GenerationRequest("h", MODEL, PROMPT[::-1], Sampling(9)), 16))
+    begun_alike = (*PROMPT[:32], *PROMPT[:28])
+    other = list(chain_of(GenerationRequest("h", MODEL, begun_alike, Sampling(9)), 16))
     _, due = batching.take_ahead([other], SOURCE)
     batching.fetched(only_fetch(due), 3, 0.1)
     (step,) = batching.generate(1, moved(source=None), 0.2).steps
-    assert step.batch.steps[0].start == 0
+    assert step.batch.steps[0].start == 32
     (checkpoint,) = batching.generations.take_checkpoints(1, 0.3)
     assert checkpoint.moved_by == "replay"
 

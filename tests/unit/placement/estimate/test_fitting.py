@@ -55,3 +55,28 @@ def test_bad_measurements_are_refused(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidArgument):
         read_measurements(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("l4,1,decode,1,0,5", "line 3: context is out of range"),
+        ("l4,1,decode,0,1,5", "line 3: tokens is out of range"),
+        ("l4,1,prefill,1,1,nan", "line 3: time_ms is out of range"),
+        ("l4,1,decode,99999999,1,5", "line 3: tokens is out of range"),
+    ],
+)
+def test_what_is_out_of_range_is_told_with_its_line(tmp_path, row, told):
+    path = tmp_path / "m.csv"
+    path.write_text(f"gpu,tp,phase,tokens,context,time_ms\nl4,1,prefill,512,0,30\n{row}\n")
+    with pytest.raises(InvalidArgument, match=told):
+        read_measurements(path)
+
+
+def test_a_prefill_needs_no_context(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("gpu,tp,phase,tokens,context,time_ms\nl4,1,prefill,512,0,30\nl4,1,decode,8,,3")
+    assert [(one.prefill, one.tokens) for one in read_measurements(path)] == [
+        (True, 512),
+        (False, 8),
+    ]

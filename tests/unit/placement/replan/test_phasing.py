@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,11 +21,13 @@ from services.placement.estimate.cluster import (
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.replan.change import Change
 from services.placement.replan.next_plan import NextPlan, replan
+from services.placement.replan.phasing import MARGIN
 from services.placement.replan.worth import rate_of
 from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.planners import shuntserve
 from services.placement.search.problem import Objective, Problem
 from services.placement.search.score import goodput, worst_miss
+from services.placement.search.transport import kv_rate
 from tests.unit.placement.conftest import MakeCosts
 
 BOTH, PREFILL, DECODE = PipelinePhase.BOTH, PipelinePhase.PREFILL, PipelinePhase.DECODE
@@ -85,13 +88,14 @@ def test_they_are_others_for_other_requests_and_no_node_loads_or_moves(
 def test_a_target_that_prompts_break_is_kept_by_phases(make_costs: MakeCosts) -> None:
     """On nodes that do both, who decodes waits for prompts."""
     workload = Workload(1000, 200, arrival_rate_rps=4.0)
-    problem = problem_of(make_costs, workload, Objective(ttft_target_s=2.0, tpot_target_s=0.05))
+    problem = problem_of(make_costs, workload, Objective(ttft_target_s=2.0, tpot_target_s=0.065))
     assert worst_miss(problem, RUNNING)[0] > 1
     found = phased(problem)
     assert {pipeline.phase for pipeline in found.pipelines} >= {PREFILL, DECODE}
     assert worst_miss(problem, found.pipelines)[0] == 1
     total, each = estimate_plan(problem.costs, found.pipelines)
     assert total.load.ttft_s <= 2.0
+    assert max(one.load.tpot_s for one in each) <= MARGIN * 0.065
     prefill = [e for e, p in zip(each, found.pipelines, strict=True) if p.phase is PREFILL]
     assert all(one.load.tpot_s == 0 < one.load.ttft_s for one in prefill)
 
@@ -111,6 +115,23 @@ def test_limits_of_money_and_nodes_are_no_matter_of_phases(make_costs: MakeCosts
     problem = problem_of(make_costs, Workload(200, 800), Objective(budget_per_hour=0.01))
     found = phased(problem, nodes_max=1)
     assert len(found.pipelines) == len(RUNNING)
+
+
+def test_a_target_that_is_hardly_kept_is_no_reason_for_other_phases(
+    make_costs: MakeCosts,
+) -> None:
+    workload, taken = Workload(1000, 200, arrival_rate_rps=4.0), 0
+    for target_s in (0.02, 0.03, 0.04, 0.05, 0.06, 0.07):
+        objective = Objective(ttft_target_s=2.0, tpot_target_s=target_s)
+        problem = problem_of(make_costs, workload, objective)
+        found = phased(problem)
+        if found.change:
+            _, each = estimate_plan(problem.costs, found.pipelines)
+            with_margin = max(one.load.tpot_s for one in each) <= MARGIN * target_s
+            carried = rate_of(problem, found.pipelines).throughput_rps
+            assert with_margin or carried > rate_of(problem, RUNNING).throughput_rps
+            taken += with_margin
+    assert 0 < taken < 6
 
 
 class Over:
@@ -146,3 +167,18 @@ def test_goodput_counts_on_no_prefill_whose_decode_is_away(make_costs: MakeCosts
     whole = rate_of(problem, split).throughput_rps
     up = 1 / (1 + 30.0 * 120 / 3600)
     assert goodput(problem, split, rates) == pytest.approx(whole * up * up)
+
+
+def test_who_decodes_waits_for_the_link_the_more_the_busier_it_is(make_costs: MakeCosts) -> None:
+    """At most so many requests come over it at all."""
+    costs = make_costs("llama-3.1-8b", "measured", Workload(2000, 30))
+    decode = replace(RUNNING[0], phase=DECODE)
+    most = kv_rate(costs, decode)
+    assert most < estimate_pipeline(costs, decode).throughput_rps
+    late, later = (
+        estimate_pipeline(costs, decode, share * most).load.tpot_s for share in (0.5, 0.9)
+    )
+    assert later - late > 3 / most / 30
+    assert math.isinf(estimate_pipeline(costs, decode, 1.01 * most).load.tpot_s)
+    both = estimate_pipeline(costs, RUNNING[0], 1.01 * most)
+    assert math.isfinite(both.load.tpot_s)
