@@ -148,6 +148,7 @@ MISTAKES = (
         HELD,
         "[*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]",
         "[*(SetUnread(key, False) for key in keys), WakeCheckpoints()]",
+        first=11,
     ),
     Mistake(
         "max_tokens off by one",
@@ -213,6 +214,7 @@ MISTAKES = (
         NODE,
         "        return not self.lost and not self.leaving and self.deadline_s is None",
         "        return not self.lost and not self.leaving",
+        first=11,
     ),
     Mistake(
         "a spare ends as any node without a place",
@@ -469,6 +471,7 @@ MISTAKES = (
         "        return Node(self.node_id, shape, now_s, launched=self.launched)",
         "        return Node(self.node_id, shape, now_s)",
         MARKETS,
+        first=420,
     ),
     Mistake(
         "whoever is gone is paid for",
@@ -482,6 +485,7 @@ MISTAKES = (
         CHANGES,
         "    if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):",
         "    if stage.layers != seat.stage.layers:",
+        first=9,
     ),
     Mistake(
         "a seat for one offer is equal to a seat for any",
@@ -489,6 +493,7 @@ MISTAKES = (
         "    if stage.offer_id and not stage.node_id and stage.offer_id != bought:",
         "    if False:",
         MARKETS,
+        first=7,
     ),
     Mistake(
         "pipelines that are in both plans are made anew",
@@ -503,6 +508,7 @@ MISTAKES = (
         "        if error.permanent and isinstance(asked, Replanning) and divides:",
         "        if False:",
         MARKETS,
+        first=55,
     ),
     Mistake(
         "an answer counts only while the other models sit where their plan says",
@@ -510,6 +516,7 @@ MISTAKES = (
         "self._cluster.goals.models and plan.node_ids() <= there",
         "self._cluster.goals.models and _beside(running, plan).node_ids() <= there",
         MARKETS,
+        first=90,
     ),
     Mistake(
         "another budget counts for plans, and not for launches",
@@ -517,6 +524,7 @@ MISTAKES = (
         "        self._cluster.spend(budget_per_hour, now_s)\n",
         "",
         MARKETS,
+        first=6,
     ),
     Mistake(
         "a new division spends what it likes",
@@ -524,6 +532,7 @@ MISTAKES = (
         "            over += cost_per_hour / self.budget_per_hour - 1",
         "            over += 0.0",
         MARKETS,
+        first=117,
     ),
     Mistake(
         "who asks what a plan would change has it changed",
@@ -586,6 +595,7 @@ MISTAKES = (
         "        if pipeline is not None and pipeline.departing and pipeline.is_ready:",
         "        if pipeline is None:",
         DEPARTURES,
+        first=42,
     ),
     Mistake(
         "who was handed on counts for ever",
@@ -720,5 +730,6 @@ MISTAKES = (
         '"phase": pipeline.phase,',
         '"phase": "both",',
         SPLITS,
+        first=46,
     ),
 )

@@ -32,10 +32,10 @@ SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
 COVERED_SEEDS = {
-    "schedules.py": 320,
-    "markets.py": 150,
-    "departures.py": 60,
-    "splits.py": 40,
+    "schedules.py": 160,
+    "markets.py": 80,
+    "departures.py": 40,
+    "splits.py": 30,
     "ahead.py": 20,
     "shelves.py": 20,
 }
@@ -75,6 +75,7 @@ ELSEWHERE = (
     "services/controller/core/cluster/targets.py",
     "services/router/core/quotas.py",  # simulated tenants have no limits
     "services/controller/core/shares.py",
+    "services/router/core/least_rows.py",
     "services/router/core/dispatching.py",  # and wait for no pipeline in a router
     "services/router/core/prediction.py",
     "services/engine/core/load.py",
