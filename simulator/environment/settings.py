@@ -24,7 +24,7 @@ MODEL = FACTS.ref
 OTHER = replace(FACTS, model_id="other", digest="o1")
 ONE = Goals.of(Goal(FACTS))
 BOTH = ONE.adding(Goal(OTHER))
-SHAPE = NodeShape(1 << 30, 1.0)
+SHAPE = NodeShape(1 << 30, 1.0, device_count=4)
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 LAYER_BYTES = 8 << 20
 """What a layer takes of a node's memory."""
@@ -72,8 +72,6 @@ class SimulationSettings:
     """Of every engine; each holds the ids of BLOCK_SIZE positions."""
     room: int = 2
     """Stages that fit into an engine's memory."""
-    ranks: int = 4
-    """That an engine can share a stage among."""
     progress_s: float = 2.0
     """A step that takes this much longer than expected is stuck."""
     routers: int = 2

@@ -211,7 +211,7 @@ class SimulatedEngine(Process):
         most = max((spec.layers.end - spec.layers.start for _, spec in stages), default=0)
         if most * LAYER_BYTES > self.facts.shape.memory_bytes:
             return FailedPrecondition("more layers than memory")
-        if any(spec.tp_degree > self.environment.settings.ranks for _, spec in stages):
+        if any(spec.tp_degree > self.facts.shape.device_count for _, spec in stages):
             return FailedPrecondition("more ranks than devices")
         environment = self.environment
         fails = environment.fails("load", environment.settings.load_fails)

@@ -33,9 +33,9 @@ from simulator.processes.placement import next_plan
 from simulator.processes.provider import Lie
 from simulator.world import World
 
-SMALL = NodeShape(288 << 20, 1.0)
+SMALL = NodeShape(288 << 20, 1.0, device_count=4)
 """Holds two thirds of the layers."""
-BIG = NodeShape(768 << 20, 2.5)
+BIG = NodeShape(768 << 20, 2.5, device_count=4)
 """Holds all of them."""
 OFFERS = (
     Offer("small-spot", "small", SMALL, 4, 0.3, "east", True, 0.5, 0.3),
