@@ -1,10 +1,11 @@
 """Prefill and decode apart: generations begin at one pipeline and go on at another.
 
-In every schedule plans may give the pipelines other phases and weights while it goes on. In two
-thirds of them something else happens meanwhile: a node is killed or told that it will be taken, a
-head freezes, the controller or a router crashes, a line breaks. In every second one KV blocks
-travel: some are not kept, or come late, in part or not at all. In the end all is as it should be,
-and what comes then goes by the phases. Run as a program with seeds it prints the first violation.
+In every schedule plans may give the pipelines other phases and weights while it goes on; in every
+fifth placement is asked for these, of pipelines that keep what they have loaded. In two thirds of
+them something else happens meanwhile: a node is killed or told that it will be taken, a head
+freezes, the controller or a router crashes, a line breaks. In every second one KV blocks travel:
+some are not kept, or come late, in part or not at all. In the end all is as it should be, and what
+comes then goes by the phases. Run as a program with seeds it prints the first violation.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from watch import judged
 from services.common.generation import GenerationRequest, Sampling
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
+from services.controller.core.cluster.question import Wishes
+from services.controller.core.strategy import STRATEGIES
 from services.engine.core.actions import SequenceKey
 from simulator.environment.settings import MODEL, SHAPE, SimulationSettings
 from simulator.processes.engine import SimulatedEngine
@@ -109,13 +112,14 @@ class SplitSchedule:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        phases, travels = random.choice(SPLITS), seed % 2 < 1
+        phases, travels, asks = random.choice(SPLITS), seed % 2 < 1, seed % 5 == 4
         settings = SimulationSettings(exact=seed % 4 < 2)
         settings = replace(
             settings,
             cluster=replace(
                 settings.cluster,
                 phases=phases,
+                strategy=STRATEGIES["thunderserve" if asks else "full"],
                 initial=(SHAPE,) * (2 * len(phases)),
                 expected_nodes=2 * len(phases),
                 pipelines=len(phases),
@@ -123,6 +127,7 @@ class SplitSchedule:
             scheduler=replace(settings.scheduler, max_sequences=random.choice((1, 2, 4))),
             kv_blocks=256 if travels else random.choice((19, 32, 64)),
             kv_travels=travels,
+            wishes=Wishes() if asks else None,
         )
         self.oracle = SplitOracle(exact=settings.exact)
         self.world = World(random, settings, self.oracle)
@@ -158,6 +163,9 @@ class SplitSchedule:
         """A plan of the same stages has other phases and weights."""
         controller = self.world.controller
         if not controller.alive or controller.frozen or controller.cluster.plan is None:
+            return
+        if controller.cluster.settings.strategy.weights_stay:
+            controller.replan()
             return
         plan = controller.cluster.plan
         (deployment,) = plan.deployments

@@ -33,9 +33,9 @@ MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
 COVERED_SEEDS = {
     "schedules.py": 160,
-    "markets.py": 80,
+    "markets.py": 150,
     "departures.py": 40,
-    "splits.py": 30,
+    "splits.py": 60,
     "ahead.py": 20,
     "shelves.py": 20,
 }
