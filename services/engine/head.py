@@ -8,18 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Collection,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from services.common import logs
 from services.common.errors import FailedPrecondition, ResourceExhausted
@@ -30,18 +21,15 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     HeadLoad,
-    KvMember,
-    KvSource,
     Left,
     PrefixNews,
 )
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
-from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, Lead, Leaving
-from services.engine.core.copying import Copying, Heir
+from services.engine.block_moves import BlockMoves, KvMoves
+from services.engine.core.actions import Action
+from services.engine.core.batching import Batching, Due, Lead
 from services.engine.core.generations import Generations
-from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.prefix_log import UNTOLD
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters
@@ -49,15 +37,8 @@ from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
 
 _log = logging.getLogger(__name__)
-AHEAD_BYTES = 16 << 20
-"""Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
-have, and behind each round decoding has its turn."""
 AT_BLOCK_ENDS_S = 0.5
 """A drain waits so long at most for blocks that are nearly full."""
-END_AGAIN_S = 1.0
-"""A stage that does not say that it leaves blocks alone is asked again."""
-COPYING_AGAIN_S = 2.0
-"""Who asks again this soon for blocks to go ahead goes on where it was."""
 PREFIX_NEWS_S = 0.25
 """What changes in the prefix cache within this long, routers are told together."""
 
@@ -78,61 +59,6 @@ class _Reader:
     task: asyncio.Task[object] | None
     due: asyncio.Event = field(default_factory=asyncio.Event)
     sending_since_s: float | None = None
-
-
-class KvMoves(Protocol):
-    """What a head asks of the stages of its formation, when generations move."""
-
-    async def keep(
-        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
-    ) -> bool:
-        """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. False: some stage did not answer, and may be at it yet."""
-        ...
-
-    async def store(
-        self,
-        formation: FormationPart,
-        source: KvSource,
-        heir: Sequence[KvMember],
-        names: Sequence[bytes],
-        limit_s: float,
-    ) -> int | None:
-        """All members of the heir keep what the source keeps of these, of their layers: bytes that
-        came for it from process to process. None: not all of it, or not in time."""
-        ...
-
-    async def cache(
-        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
-    ) -> Sequence[int]:
-        """The formation that the heir is has these lie in its caches: so many of each chain, from
-        its first on."""
-        ...
-
-    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
-        """How many blocks, from the first on, every stage has filled; None: some stage did not
-        answer, and may fill them yet."""
-        ...
-
-    async def end(self, formation: FormationPart, number: int) -> bool:
-        """No stage does anything to blocks any more that it was asked by this number; False: one
-        did not say so."""
-        ...
-
-
-@dataclass(slots=True)
-class Copied:
-    """What has gone ahead of its generations."""
-
-    rounds: int = 0
-    blocks: int = 0
-    cached: int = 0
-    """Those of them that lie in caches."""
-    size_bytes: int = 0
-    """From process to process."""
-    took_s: float = 0.0
-    over: bool = False
-    """None lacks more than the block behind its last."""
 
 
 class Head:
@@ -156,13 +82,17 @@ class Head:
         """The one this process heads."""
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
-        self._kv = kv
-        self._copied: tuple[Copying, float] | None = None
-        """What went ahead last, and when."""
-        self._moving: set[asyncio.Task[None]] = set()
-        """Blocks, from here and to here."""
         self._traces = StepTraces()
         self._changed = asyncio.Event()
+        self.moves = BlockMoves(
+            self._batching,
+            kv,
+            limits.ahead_share,
+            formation=lambda: self._formation,
+            do=self._do,
+            changed=self._changed,
+            clock=clock,
+        )
 
     @property
     def tick_s(self) -> float:
@@ -211,7 +141,8 @@ class Head:
 
     def form(self, formation: FormationPart, lead: Lead, numerics_class: str) -> None:
         """Heads a formation that stands."""
-        self._formation, self._copied = formation, None
+        self._formation = formation
+        self.moves.forget()
         self._do(self._batching.form(lead, numerics_class, self._clock()))
 
     def dissolve(self, formation_id: str) -> None:
@@ -255,7 +186,7 @@ class Head:
             self._act(self._core.drain(formation_id, self._clock(), late))
             if self._core.sealed_count > sealed:
                 sealed = self._core.sealed_count
-                self._move(self._keep_sealed(formation_id, replayed, last=False))
+                self.moves.begin(self.moves.keep_sealed(formation_id, replayed, last=False))
             self._changed.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -267,191 +198,7 @@ class Head:
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
-        await self._keep_sealed(formation_id, replayed, last=last)
-
-    async def _keep_sealed(
-        self, formation_id: str, replayed: Collection[str], *, last: bool
-    ) -> None:
-        formation = self._formation
-        if formation is None or formation.id != formation_id:
-            return
-        with self._batching.kept(frozenset(replayed)) as kept:
-            await self._kept(formation, kept, last=last)
-
-    async def copy(
-        self,
-        formation_id: str,
-        heirs: Sequence[Heir],
-        source: KvSource,
-        limit_s: float,
-        *,
-        follows: bool = False,
-        max_rounds: int = 0,
-    ) -> Copied:
-        """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over, or so many rounds were made, if
-        any number is said; with `follows` for as long as one of them runs here. Raises
-        FailedPrecondition for another formation."""
-        formation, copied = self._formation, Copied()
-        if formation is None or formation.id != formation_id:
-            raise FailedPrecondition("not the head of this formation", field="formation_id")
-        copying, until_s = self._copying(heirs), self._clock() + limit_s
-        while (left_s := until_s - self._clock()) > 0:
-            began_s = self._clock()
-            size_bytes = await self._go_ahead(formation, copying, source, left_s)
-            if size_bytes is None:
-                if follows and copying.over and await self._goes_on(formation, copying, left_s):
-                    continue
-                break
-            took_s = self._clock() - began_s
-            copied.rounds += 1
-            copied.size_bytes += size_bytes
-            copied.took_s += took_s
-            rest_s = took_s * (1 / self._limits.ahead_share - 1)
-            await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
-            if copied.rounds == max_rounds:
-                break
-        if not follows:
-            self._copied = copying, self._clock()
-        copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
-        return copied
-
-    async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
-        """Something has happened; False: none of the generations runs any more."""
-        if formation is not self._formation or not self._core.running(copying.generation_ids):
-            return False
-        self._changed.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._changed.wait()
-        return True
-
-    def _copying(self, heirs: Sequence[Heir]) -> Copying:
-        """What goes to them, from where it was if that is not long ago."""
-        if self._copied is not None:
-            copying, at_s = self._copied
-            if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
-                return copying
-        return Copying(heirs)
-
-    async def _go_ahead(
-        self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
-    ) -> int | None:
-        """One round; bytes that went from process to process. None: there is no more to be done, or
-        it cannot be."""
-        layers = formation.membership.members[-1].layers.end
-        at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
-        with self._batching.ahead(copying, at_most) as going:
-            if going is None or not await self._computed(formation):
-                return None
-            ahead, kept = going
-            if not await self._kept(formation, kept, last=False):
-                return None
-        names = ahead.names
-        stores = [
-            self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
-            for heir, of_heir in names.items()
-        ]
-        stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
-        there = {heir for heir, size in stored.items() if size is not None}
-        copying.copied(ahead, there)
-        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
-        return sum(size or 0 for size in stored.values())
-
-    async def _into_caches(
-        self,
-        copying: Copying,
-        chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
-        source: KvSource,
-        limit_s: float,
-    ) -> None:
-        """What heirs keep by now lies where it will be wanted, as far as they have room."""
-        asked = [
-            self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
-            for heir, of_heir in chains.items()
-        ]
-        for of_heir, cached in zip(chains.values(), await asyncio.gather(*asked), strict=True):
-            copying.lie(dict(zip(of_heir, cached, strict=False)))
-
-    async def take_ahead(
-        self,
-        formation_id: str,
-        source: KvSource,
-        chains: Sequence[Sequence[bytes]],
-        limit_s: float,
-    ) -> list[int]:
-        """Has blocks of sequences that are to come here lie in the caches; of each chain of names
-        so many do from the first on. Raises FailedPrecondition for another formation."""
-        formation = self._formation
-        if formation is None or formation.id != formation_id:
-            raise FailedPrecondition("not the head of this formation", field="formation_id")
-        number, due = self._batching.take_ahead(chains, source)
-        self._do(due)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                while formation is self._formation and self._batching.awaits(number):
-                    self._changed.clear()
-                    await self._changed.wait()
-        scheduler = self.scheduler if formation is self._formation else None
-        return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
-
-    async def _computed(self, formation: FormationPart) -> bool:
-        """Waits until all steps that have departed are back; False: the formation ended before."""
-        scheduler = self.scheduler
-        last_step = scheduler.last_step if scheduler is not None else 0
-        while self._formation is formation and scheduler is not None:
-            if scheduler.is_back(last_step):
-                return True
-            self._changed.clear()
-            await self._changed.wait()
-        return False
-
-    async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
-        """What was computed of one that goes on elsewhere, while others run on."""
-        try:
-            await self._kept(formation, leaving, last=False)
-        except Exception:  # whoever asks for the blocks computes them
-            _log.exception("blocks are not kept", extra={"formation_id": formation.id})
-        if formation is self._formation:
-            self._do(self._batching.left(leaving, self._clock()))
-
-    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
-        """Every stage keeps these; where one does not answer, they stay taken until it does no
-        more."""
-        leaving.busy = True
-        try:
-            leaving.busy = not await self._kv.keep(
-                formation, leaving.number, leaving.blocks, last=last
-            )
-        finally:
-            if leaving.busy:
-                self._move(self._end_keeping(formation, leaving))
-        return not leaving.busy
-
-    async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
-        if await self._ended(formation, leaving.number):
-            leaving.busy = False
-            self._do(self._batching.left(leaving, self._clock()))
-
-    async def _ended(self, formation: FormationPart, number: int) -> bool:
-        """Returns when no stage does anything to blocks by this number; False: the formation ended
-        before."""
-        while formation is self._formation:
-            if await self._kv.end(formation, number):
-                return formation is self._formation
-            await asyncio.sleep(END_AGAIN_S)
-        return False
-
-    async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
-        count = None
-        try:
-            count = await self._kv.fetch(formation, fetch)
-        except Exception:  # whoever waits for the blocks starts without them
-            _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
-        if formation is self._formation:
-            self._do(self._batching.fetched(fetch, count, self._clock()))
-        if count is None and await self._ended(formation, fetch.number):
-            self._do(self._batching.ended(fetch, self._clock()))
+        await self.moves.keep_sealed(formation_id, replayed, last=last)
 
     # Readers
 
@@ -537,21 +284,13 @@ class Head:
     def _act(self, actions: Iterable[Action]) -> None:
         self._do(self._batching.act(actions, self._clock()))
 
-    def _move(self, blocks: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(blocks)
-        self._moving.add(task)
-        task.add_done_callback(self._moving.discard)
-
     def _do(self, due: Due) -> None:
         if self._formation is not None:
             for step in due.steps:
                 traceparents = self._traces.departed(step)
                 self._counters.departed(step)
                 self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
-            for fetch in due.fetches:
-                self._move(self._fetch(self._formation, fetch))
-            for leaving in due.keeps:
-                self._move(self._keep_beside(self._formation, leaving))
+            self.moves.do(self._formation, due)
         for waited_s in due.waited_s:
             self._counters.admitted(waited_s)
         if due.checkpoints:

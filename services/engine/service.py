@@ -162,7 +162,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self._engine.member_of(request.formation_id)
         source = common_wire.kv_source_from(request.source)
         heirs = kv_wire.heirs_from(request.heirs)
-        copied = await self._engine.head.copy(
+        copied = await self._engine.head.moves.copy(
             request.formation_id,
             heirs,
             source,
@@ -195,7 +195,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.CacheKvRequest, context: Context
     ) -> engine_pb2.CacheKvResponse:
         self._engine.member_of(request.formation_id)
-        cached = await self._engine.head.take_ahead(
+        cached = await self._engine.head.moves.take_ahead(
             request.formation_id,
             common_wire.kv_source_from(request.source),
             kv_wire.chains_from(request.chains),

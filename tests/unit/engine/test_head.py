@@ -367,7 +367,7 @@ async def test_a_generation_whose_blocks_cannot_be_fetched_starts_without_them(r
     request = GenerationRequest("g", MODEL, tuple(range(60)), Sampling(20))
     frames = rig.head.read(GenerateCall(request, 1, "f", kv_source=KvSource("old", ())))
     await _next(frames)
-    await asyncio.wait_for(asyncio.gather(*rig.head._moving), 60)
+    await asyncio.wait_for(asyncio.gather(*rig.head.moves._moving), 60)
     ((_, batch),) = rig.stages.steps
     assert (batch.steps[0].start, batch.steps[0].count) == (0, 60)
     await frames.aclose()

@@ -1,0 +1,326 @@
+"""Blocks on their way: ahead of generations that are to go on elsewhere, behind the seal of those
+that were drained, and to the stages of the formation that is headed here.
+
+Which blocks these are, the cores say (`core.copying`, `core.incoming`). Here stages are asked and
+waited for, and asked to leave blocks alone where they do not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.common.errors import FailedPrecondition
+from services.common.exchange import KvMember, KvSource
+from services.engine.core.actions import SequenceKey
+from services.engine.core.batching import Batching, Due, Leaving
+from services.engine.core.copying import Copying, Heir
+from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.scheduler import Scheduler
+from services.engine.formation import FormationPart
+
+_log = logging.getLogger(__name__)
+AHEAD_BYTES = 16 << 20
+"""Blocks that go ahead in one round, of all stages together: what is lent to stages no step may
+have, and behind each round decoding has its turn."""
+END_AGAIN_S = 1.0
+"""A stage that does not say that it leaves blocks alone is asked again."""
+COPYING_AGAIN_S = 2.0
+"""Who asks again this soon for blocks to go ahead goes on where it was."""
+
+
+class KvMoves(Protocol):
+    """What a head asks of the stages of its formation, when generations move."""
+
+    async def keep(
+        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> bool:
+        """Every stage keeps what it holds of these, those first that come first; behind the last
+        ones nothing more. False: some stage did not answer, and may be at it yet."""
+        ...
+
+    async def store(
+        self,
+        formation: FormationPart,
+        source: KvSource,
+        heir: Sequence[KvMember],
+        names: Sequence[bytes],
+        limit_s: float,
+    ) -> int | None:
+        """All members of the heir keep what the source keeps of these, of their layers: bytes that
+        came for it from process to process. None: not all of it, or not in time."""
+        ...
+
+    async def cache(
+        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> Sequence[int]:
+        """The formation that the heir is has these lie in its caches: so many of each chain, from
+        its first on."""
+        ...
+
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
+        """How many blocks, from the first on, every stage has filled; None: some stage did not
+        answer, and may fill them yet."""
+        ...
+
+    async def end(self, formation: FormationPart, number: int) -> bool:
+        """No stage does anything to blocks any more that it was asked by this number; False: one
+        did not say so."""
+        ...
+
+
+@dataclass(slots=True)
+class Copied:
+    """What has gone ahead of its generations."""
+
+    rounds: int = 0
+    blocks: int = 0
+    cached: int = 0
+    """Those of them that lie in caches."""
+    size_bytes: int = 0
+    """From process to process."""
+    took_s: float = 0.0
+    over: bool = False
+    """None lacks more than the block behind its last."""
+
+
+class BlockMoves:
+    """What moves of the blocks of one head."""
+
+    def __init__(
+        self,
+        batching: Batching,
+        kv: KvMoves,
+        ahead_share: float,
+        *,
+        formation: Callable[[], FormationPart | None],
+        do: Callable[[Due], None],
+        changed: asyncio.Event,
+        clock: Callable[[], float],
+    ) -> None:
+        """Blocks that go ahead do so for `ahead_share` of the time. `formation` is the one that is
+        headed, `do` carries out what the cores answer, `changed` is set whenever anything has
+        happened."""
+        self._batching = batching
+        self._kv = kv
+        self._ahead_share = ahead_share
+        self._headed = formation
+        self._do = do
+        self._changed = changed
+        self._clock = clock
+        self._copied: tuple[Copying, float] | None = None
+        """What went ahead last, and when."""
+        self._moving: set[asyncio.Task[None]] = set()
+
+    def forget(self) -> None:
+        """Another formation is headed: what went ahead of the last one's generations is over."""
+        self._copied = None
+
+    def begin(self, blocks: Coroutine[None, None, None]) -> None:
+        """They move beside everything else."""
+        task = asyncio.create_task(blocks)
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
+
+    def do(self, formation: FormationPart, due: Due) -> None:
+        """What is due of fetches, and of blocks to be kept."""
+        for fetch in due.fetches:
+            self.begin(self._fetch(formation, fetch))
+        for leaving in due.keeps:
+            self.begin(self._keep_beside(formation, leaving))
+
+    async def keep_sealed(
+        self, formation_id: str, replayed: Collection[str], *, last: bool
+    ) -> None:
+        """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
+        behind the `last` of them there is nothing more."""
+        formation = self._headed()
+        if formation is None or formation.id != formation_id:
+            return
+        with self._batching.kept(frozenset(replayed)) as kept:
+            await self._kept(formation, kept, last=last)
+
+    async def copy(
+        self,
+        formation_id: str,
+        heirs: Sequence[Heir],
+        source: KvSource,
+        limit_s: float,
+        *,
+        follows: bool = False,
+        max_rounds: int = 0,
+    ) -> Copied:
+        """Has full blocks go ahead to the heirs while their generations run on, until none lacks
+        more than the one behind its last, or the limit is over, or so many rounds were made, if
+        any number is said; with `follows` for as long as one of them runs here. Raises
+        FailedPrecondition for another formation."""
+        formation, copied = self._headed(), Copied()
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        copying, until_s = self._copying(heirs), self._clock() + limit_s
+        while (left_s := until_s - self._clock()) > 0:
+            began_s = self._clock()
+            size_bytes = await self._go_ahead(formation, copying, source, left_s)
+            if size_bytes is None:
+                if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                    continue
+                break
+            took_s = self._clock() - began_s
+            copied.rounds += 1
+            copied.size_bytes += size_bytes
+            copied.took_s += took_s
+            rest_s = took_s * (1 / self._ahead_share - 1)
+            await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+            if copied.rounds == max_rounds:
+                break
+        if not follows:
+            self._copied = copying, self._clock()
+        copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
+        return copied
+
+    async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
+        """Something has happened; False: none of the generations runs any more."""
+        running = self._batching.generations.running(copying.generation_ids)
+        if formation is not self._headed() or not running:
+            return False
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._changed.wait()
+        return True
+
+    def _copying(self, heirs: Sequence[Heir]) -> Copying:
+        """What goes to them, from where it was if that is not long ago."""
+        if self._copied is not None:
+            copying, at_s = self._copied
+            if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
+                return copying
+        return Copying(heirs)
+
+    async def _go_ahead(
+        self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
+    ) -> int | None:
+        """One round; bytes that went from process to process. None: there is no more to be done, or
+        it cannot be."""
+        layers = formation.membership.members[-1].layers.end
+        at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
+        with self._batching.ahead(copying, at_most) as going:
+            if going is None or not await self._computed(formation):
+                return None
+            ahead, kept = going
+            if not await self._kept(formation, kept, last=False):
+                return None
+        names = ahead.names
+        stores = [
+            self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
+            for heir, of_heir in names.items()
+        ]
+        stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
+        there = {heir for heir, size in stored.items() if size is not None}
+        copying.copied(ahead, there)
+        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
+        return sum(size or 0 for size in stored.values())
+
+    async def _into_caches(
+        self,
+        copying: Copying,
+        chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
+        source: KvSource,
+        limit_s: float,
+    ) -> None:
+        """What heirs keep by now lies where it will be wanted, as far as they have room."""
+        asked = [
+            self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
+            for heir, of_heir in chains.items()
+        ]
+        for of_heir, cached in zip(chains.values(), await asyncio.gather(*asked), strict=True):
+            copying.lie(dict(zip(of_heir, cached, strict=False)))
+
+    async def take_ahead(
+        self,
+        formation_id: str,
+        source: KvSource,
+        chains: Sequence[Sequence[bytes]],
+        limit_s: float,
+    ) -> list[int]:
+        """Has blocks of sequences that are to come here lie in the caches; of each chain of names
+        so many do from the first on. Raises FailedPrecondition for another formation."""
+        formation = self._headed()
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        number, due = self._batching.take_ahead(chains, source)
+        self._do(due)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while formation is self._headed() and self._batching.awaits(number):
+                    self._changed.clear()
+                    await self._changed.wait()
+        scheduler = self._scheduler if formation is self._headed() else None
+        return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
+
+    async def _computed(self, formation: FormationPart) -> bool:
+        """Waits until all steps that have departed are back; False: the formation ended before."""
+        scheduler = self._scheduler
+        last_step = scheduler.last_step if scheduler is not None else 0
+        while self._headed() is formation and scheduler is not None:
+            if scheduler.is_back(last_step):
+                return True
+            self._changed.clear()
+            await self._changed.wait()
+        return False
+
+    async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
+        """What was computed of one that goes on elsewhere, while others run on."""
+        try:
+            await self._kept(formation, leaving, last=False)
+        except Exception:  # whoever asks for the blocks computes them
+            _log.exception("blocks are not kept", extra={"formation_id": formation.id})
+        if formation is self._headed():
+            self._do(self._batching.left(leaving, self._clock()))
+
+    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
+        """Every stage keeps these; where one does not answer, they stay taken until it does no
+        more."""
+        leaving.busy = True
+        try:
+            leaving.busy = not await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last
+            )
+        finally:
+            if leaving.busy:
+                self.begin(self._end_keeping(formation, leaving))
+        return not leaving.busy
+
+    async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
+        if await self._ended(formation, leaving.number):
+            leaving.busy = False
+            self._do(self._batching.left(leaving, self._clock()))
+
+    async def _ended(self, formation: FormationPart, number: int) -> bool:
+        """Returns when no stage does anything to blocks by this number; False: the formation ended
+        before."""
+        while formation is self._headed():
+            if await self._kv.end(formation, number):
+                return formation is self._headed()
+            await asyncio.sleep(END_AGAIN_S)
+        return False
+
+    async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
+        count = None
+        try:
+            count = await self._kv.fetch(formation, fetch)
+        except Exception:  # whoever waits for the blocks starts without them
+            _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
+        if formation is self._headed():
+            self._do(self._batching.fetched(fetch, count, self._clock()))
+        if count is None and await self._ended(formation, fetch.number):
+            self._do(self._batching.ended(fetch, self._clock()))
+
+    @property
+    def _scheduler(self) -> Scheduler | None:
+        lead = self._batching.lead
+        return lead.scheduler if lead else None
