@@ -162,23 +162,25 @@ class BlockMoves:
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
         copying, until_s = self._copying(heirs), self._clock() + limit_s
-        while (left_s := until_s - self._clock()) > 0:
-            began_s = self._clock()
-            size_bytes = await self._go_ahead(formation, copying, source, left_s)
-            if size_bytes is None:
-                if follows and copying.over and await self._goes_on(formation, copying, left_s):
-                    continue
-                break
-            took_s = self._clock() - began_s
-            copied.rounds += 1
-            copied.size_bytes += size_bytes
-            copied.took_s += took_s
-            rest_s = took_s * (1 / self._ahead_share - 1)
-            await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
-            if copied.rounds == max_rounds:
-                break
-        if not follows:
-            self._copied = copying, self._clock()
+        try:
+            while (left_s := until_s - self._clock()) > 0:
+                began_s = self._clock()
+                size_bytes = await self._go_ahead(formation, copying, source, left_s)
+                if size_bytes is None:
+                    if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                        continue
+                    break
+                took_s = self._clock() - began_s
+                copied.rounds += 1
+                copied.size_bytes += size_bytes
+                copied.took_s += took_s
+                rest_s = took_s * (1 / self._ahead_share - 1)
+                await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+                if copied.rounds == max_rounds:
+                    break
+        finally:
+            if not follows and formation is self._headed():
+                self._copied = copying, self._clock()
         copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
         return copied
 
@@ -194,10 +196,12 @@ class BlockMoves:
         return True
 
     def _copying(self, heirs: Sequence[Heir]) -> Copying:
-        """What goes to them, from where it was if that is not long ago."""
+        """What goes to them, from where it was if that is not long ago. It is one caller's at a
+        time: two rounds of the same blocks would be counted as blocks behind one another."""
         if self._copied is not None:
             copying, at_s = self._copied
             if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
+                self._copied = None
                 return copying
         return Copying(heirs)
 
