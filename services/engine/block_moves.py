@@ -165,7 +165,7 @@ class BlockMoves:
         try:
             while (left_s := until_s - self._clock()) > 0:
                 began_s = self._clock()
-                size_bytes = await self._go_ahead(formation, copying, source, left_s)
+                size_bytes = await self._go_ahead(formation, copying, source, until_s)
                 if size_bytes is None:
                     if follows and copying.over and await self._goes_on(formation, copying, left_s):
                         continue
@@ -206,7 +206,7 @@ class BlockMoves:
         return Copying(heirs)
 
     async def _go_ahead(
-        self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
+        self, formation: FormationPart, copying: Copying, source: KvSource, until_s: float
     ) -> int | None:
         """One round; bytes that went from process to process. None: there is no more to be done, or
         it cannot be."""
@@ -218,7 +218,7 @@ class BlockMoves:
             ahead, kept = going
             if not await self._kept(formation, kept, last=False):
                 return None
-        names = ahead.names
+        names, limit_s = ahead.names, max(0.0, until_s - self._clock())
         stores = [
             self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
             for heir, of_heir in names.items()
@@ -226,7 +226,7 @@ class BlockMoves:
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
         there = {heir for heir, size in stored.items() if size is not None}
         copying.copied(ahead, there)
-        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
+        await self._into_caches(copying, copying.for_caches(ahead, there), source, until_s)
         return sum(size or 0 for size in stored.values())
 
     async def _into_caches(
@@ -234,9 +234,10 @@ class BlockMoves:
         copying: Copying,
         chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
         source: KvSource,
-        limit_s: float,
+        until_s: float,
     ) -> None:
         """What heirs keep by now lies where it will be wanted, as far as they have room."""
+        limit_s = max(0.0, until_s - self._clock())
         asked = [
             self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
             for heir, of_heir in chains.items()

@@ -45,6 +45,11 @@ class Rig:
     """One generation of 70 ids, 4 full blocks, that decodes; stages and heirs take what they are
     told to. Implements KvMoves."""
 
+    now_s: float = 0.0
+    call_s: float = 0.0
+    """What a call takes."""
+    limits_s: list[float] = field(default_factory=list)
+    """Of the calls to heirs, in turn."""
     answers: bool = True
     """Stages do."""
     chains: list[list[bytes]] = field(default_factory=list)
@@ -67,7 +72,7 @@ class Rig:
             formation=lambda: FORMATION,
             do=lambda _: None,
             changed=self.changed,
-            clock=lambda: 0.0,
+            clock=lambda: self.now_s,
         )
 
     def back(self) -> None:
@@ -88,16 +93,20 @@ class Rig:
         return [copied.blocks for copied in done]
 
     async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
+        self.now_s += self.call_s
         return self.answers
 
     async def store(
         self, formation: Any, source: Any, heir: Any, names: Sequence[bytes], limit_s: float
     ) -> int | None:
+        self.limits_s.append(limit_s)
+        self.now_s += self.call_s
         return len(names)
 
     async def cache(
         self, heir: Any, source: Any, chains: Sequence[Sequence[bytes]], limit_s: float
     ) -> list[int]:
+        self.limits_s.append(limit_s)
         self.chains += map(list, chains)
         return [len(names) for names in chains]
 
@@ -134,6 +143,15 @@ async def test_a_call_that_is_cancelled_leaves_what_is_over_to_the_next_one(rig:
     cut.cancel()
     await asyncio.gather(cut, return_exceptions=True)
     assert await rig.copy() == [4]
+
+
+async def test_what_is_asked_of_heirs_has_the_time_that_is_left(rig: Rig) -> None:
+    rig.call_s = 4.0
+    assert await rig.copy() == [2]
+    assert rig.limits_s == [6.0, 2.0]
+    rig.call_s, rig.limits_s = 6.0, []
+    assert await rig.copy() == [4]
+    assert rig.limits_s == [4.0, 0.0]
 
 
 async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise(rig: Rig) -> None:
