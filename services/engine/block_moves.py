@@ -137,12 +137,14 @@ class BlockMoves:
         self, formation_id: str, replayed: Collection[str], *, last: bool
     ) -> None:
         """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more."""
+        behind the `last` of them there is nothing more. One that waited for a place may have begun
+        as others do whose step is on its way: what is named by that is computed when it is back."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            await self._kept(formation, kept, last=last)
+            if await self._computed(formation):
+                await self._kept(formation, kept, last=last)
 
     async def copy(
         self,

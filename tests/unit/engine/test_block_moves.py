@@ -45,6 +45,7 @@ class Rig:
     """One generation of 70 ids, 4 full blocks, that decodes; stages and heirs take what they are
     told to. Implements KvMoves."""
 
+    places: int = 64
     now_s: float = 0.0
     call_s: float = 0.0
     """What a call takes."""
@@ -52,18 +53,20 @@ class Rig:
     """Of the calls to heirs, in turn."""
     answers: bool = True
     """Stages do."""
+    kept: list[int] = field(default_factory=list)
+    """How many blocks stages were asked to keep, in turn."""
     chains: list[list[bytes]] = field(default_factory=list)
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
     """A stage that did not answer leaves blocks alone."""
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(SchedulerSettings(max_drafts=0), 64, 2)
+        settings = SchedulerSettings(max_sequences=self.places, max_drafts=0)
+        self.scheduler = Scheduler(settings, 64, 2)
         self.batching = Batching(Generations("i", HeadSettings()))
         lead = Lead("f", self.scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0))
         self.batching.form(lead, "exact", 0.0)
-        request = GenerationRequest("g", MODEL, tuple(range(70)), Sampling(40))
-        self.batching.generate(1, GenerateCall(request, 1, "f"), 0.0)
+        self.generate(1, "g")
         self.changed = asyncio.Event()
         self.moves = BlockMoves(
             self.batching,
@@ -74,6 +77,10 @@ class Rig:
             changed=self.changed,
             clock=lambda: self.now_s,
         )
+
+    def generate(self, reader_id: int, name: str) -> None:
+        request = GenerationRequest(name, MODEL, tuple(range(70)), Sampling(40))
+        self.batching.generate(reader_id, GenerateCall(request, 1, "f"), 0.0)
 
     def back(self) -> None:
         """The step in flight is."""
@@ -93,6 +100,7 @@ class Rig:
         return [copied.blocks for copied in done]
 
     async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
+        self.kept.append(len(blocks))
         self.now_s += self.call_s
         return self.answers
 
@@ -163,3 +171,16 @@ async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise
     rig.says_so.set()
     await asyncio.wait_for(asyncio.gather(*rig.moves._moving), 60)
     assert rig.scheduler.used_blocks == 0
+
+
+async def test_what_others_have_on_its_way_is_kept_when_it_is_computed() -> None:
+    """One that waited for a place begins as another one does, whose prompt is being read."""
+    rig = Rig(places=1)
+    rig.generate(2, "waits")
+    rig.batching.act(rig.batching.generations.drain("f", 0.1, {"g"}), 0.1)
+    keeping = asyncio.create_task(rig.moves.keep_sealed("f", (), last=False))
+    await asyncio.sleep(0)
+    assert rig.kept == []
+    rig.back()
+    await asyncio.wait_for(keeping, 60)
+    assert rig.kept == [4]
