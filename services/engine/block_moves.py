@@ -137,12 +137,14 @@ class BlockMoves:
         self, formation_id: str, replayed: Collection[str], *, last: bool
     ) -> None:
         """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more."""
+        behind the `last` of them there is nothing more. One that waited for a place may have begun
+        as others do whose step is on its way: what is named by that is computed when it is back."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            await self._kept(formation, kept, last=last)
+            if await self._computed(formation):
+                await self._kept(formation, kept, last=last)
 
     async def copy(
         self,
@@ -162,23 +164,25 @@ class BlockMoves:
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
         copying, until_s = self._copying(heirs), self._clock() + limit_s
-        while (left_s := until_s - self._clock()) > 0:
-            began_s = self._clock()
-            size_bytes = await self._go_ahead(formation, copying, source, left_s)
-            if size_bytes is None:
-                if follows and copying.over and await self._goes_on(formation, copying, left_s):
-                    continue
-                break
-            took_s = self._clock() - began_s
-            copied.rounds += 1
-            copied.size_bytes += size_bytes
-            copied.took_s += took_s
-            rest_s = took_s * (1 / self._ahead_share - 1)
-            await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
-            if copied.rounds == max_rounds:
-                break
-        if not follows:
-            self._copied = copying, self._clock()
+        try:
+            while (left_s := until_s - self._clock()) > 0:
+                began_s = self._clock()
+                size_bytes = await self._go_ahead(formation, copying, source, until_s)
+                if size_bytes is None:
+                    if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                        continue
+                    break
+                took_s = self._clock() - began_s
+                copied.rounds += 1
+                copied.size_bytes += size_bytes
+                copied.took_s += took_s
+                rest_s = took_s * (1 / self._ahead_share - 1)
+                await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+                if copied.rounds == max_rounds:
+                    break
+        finally:
+            if not follows and formation is self._headed():
+                self._copied = copying, self._clock()
         copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
         return copied
 
@@ -194,15 +198,17 @@ class BlockMoves:
         return True
 
     def _copying(self, heirs: Sequence[Heir]) -> Copying:
-        """What goes to them, from where it was if that is not long ago."""
+        """What goes to them, from where it was if that is not long ago. It is one caller's at a
+        time: two rounds of the same blocks would be counted as blocks behind one another."""
         if self._copied is not None:
             copying, at_s = self._copied
             if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
+                self._copied = None
                 return copying
         return Copying(heirs)
 
     async def _go_ahead(
-        self, formation: FormationPart, copying: Copying, source: KvSource, limit_s: float
+        self, formation: FormationPart, copying: Copying, source: KvSource, until_s: float
     ) -> int | None:
         """One round; bytes that went from process to process. None: there is no more to be done, or
         it cannot be."""
@@ -214,7 +220,7 @@ class BlockMoves:
             ahead, kept = going
             if not await self._kept(formation, kept, last=False):
                 return None
-        names = ahead.names
+        names, limit_s = ahead.names, max(0.0, until_s - self._clock())
         stores = [
             self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
             for heir, of_heir in names.items()
@@ -222,7 +228,7 @@ class BlockMoves:
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
         there = {heir for heir, size in stored.items() if size is not None}
         copying.copied(ahead, there)
-        await self._into_caches(copying, copying.for_caches(ahead, there), source, limit_s)
+        await self._into_caches(copying, copying.for_caches(ahead, there), source, until_s)
         return sum(size or 0 for size in stored.values())
 
     async def _into_caches(
@@ -230,9 +236,10 @@ class BlockMoves:
         copying: Copying,
         chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
         source: KvSource,
-        limit_s: float,
+        until_s: float,
     ) -> None:
         """What heirs keep by now lies where it will be wanted, as far as they have room."""
+        limit_s = max(0.0, until_s - self._clock())
         asked = [
             self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
             for heir, of_heir in chains.items()

@@ -341,6 +341,7 @@ class Scheduler:
         )
 
     def _admit(self) -> None:
+        taker: BatchedSequence | None = None
         while (
             sum(s.opened_ids for s in self._opens) < MAX_OPENED_IDS
             and (sequence := self._turns.first()) is not None
@@ -351,9 +352,11 @@ class Scheduler:
                 if gives is None:
                     return
                 self._preempt(gives)
+                taker = sequence
                 continue
-            places = self._settings.max_sequences
-            if len(self._slots) == 1 and self._turns.leaves_last_place(sequence, places):
+            places, last = self._settings.max_sequences, len(self._slots) == 1
+            # A place that somebody gave up for it is kept from it for nobody.
+            if last and sequence is not taker and self._turns.leaves_last_place(sequence, places):
                 return
             self._turns.enters(sequence)
             self._sharing.enter(sequence, found)

@@ -27,7 +27,7 @@ class StepCost:
         """Of the rows; of rows and times."""
 
     def observe(self, rows: int, took_s: float) -> None:
-        """A step of so many rows, all of which yield tokens, took so long."""
+        """A step of so many rows took so long."""
         if took_s <= 0:
             return
         if self._weight >= FIRM:

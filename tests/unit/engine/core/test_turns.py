@@ -197,6 +197,31 @@ def test_a_flood_leaves_a_place_to_a_tenant_that_asked_of_late(
     assert driver.scheduler.preemptions == 1 - kept
 
 
+def test_who_took_a_place_from_another_has_it_whoever_may_ask_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else that one would be computed again for a place that nobody has."""
+    monkeypatch.setattr(turns, "KEPT_OF", 8)
+    driver = Driver(SchedulerSettings(64, 8, 8, 1000, share_prefixes=False), 1024, 1)
+    driver.start("busy-1", 6 * ROUND, 2, tenant="busy")
+    driver.finish()
+    for index in range(8):
+        driver.start(f"batch-{index}", 4, 40, tenant="batch", priority=TOLERANT)
+    fly(driver)
+    driver.arrive()
+    driver.start("quiet", 4, 40, tenant="quiet")  # far behind both others
+    fly(driver)
+    driver.arrive()
+    assert (driver.scheduler.running, driver.scheduler.preemptions) == (8, 1)
+    driver.start("busy-2", 4, 4, tenant="busy")
+    fly(driver)
+    assert (driver.scheduler.running, driver.scheduler.preemptions) == (8, 2)
+    driver.arrive()
+    driver.finish()
+    assert driver.outputs["busy-2"] == expected(4, 4)
+    assert all(driver.outputs[f"batch-{index}"] == expected(4, 40) for index in range(8))
+
+
 def test_a_place_is_kept_for_nobody_that_has_not_asked_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,186 @@
+"""Blocks go ahead in rounds, and are nobody else's while some stage may be at them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from services.common.exchange import GenerateCall, KvMember, KvSource
+from services.common.generation import (
+    CancelReason,
+    GenerationRequest,
+    LayerRange,
+    ModelRef,
+    Sampling,
+)
+from services.engine.backend import Sampled
+from services.engine.block_moves import AHEAD_BYTES, BlockMoves
+from services.engine.core.batching import Batching, Lead
+from services.engine.core.copying import Heir
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings
+from services.engine.core.validation import Bounds
+
+MODEL = ModelRef("m", "d")
+LAYERS = LayerRange(0, 1)
+SOURCE = KvSource("f", (KvMember("old:1", "o", LAYERS),))
+HEIRS = (Heir((KvMember("new:1", "n", LAYERS),), frozenset("g"), "f2"),)
+FORMATION: Any = SimpleNamespace(
+    id="f",
+    membership=SimpleNamespace(members=[SimpleNamespace(layers=LAYERS)]),
+    kv_layout=SimpleNamespace(layer_bytes=AHEAD_BYTES // 2),
+)
+"""Two blocks go in a round."""
+
+
+@dataclass
+class Rig:
+    """One generation of 70 ids, 4 full blocks, that decodes; stages and heirs take what they are
+    told to. Implements KvMoves."""
+
+    places: int = 64
+    now_s: float = 0.0
+    call_s: float = 0.0
+    """What a call takes."""
+    limits_s: list[float] = field(default_factory=list)
+    """Of the calls to heirs, in turn."""
+    answers: bool = True
+    """Stages do."""
+    kept: list[int] = field(default_factory=list)
+    """How many blocks stages were asked to keep, in turn."""
+    chains: list[list[bytes]] = field(default_factory=list)
+    says_so: asyncio.Event = field(default_factory=asyncio.Event)
+    """A stage that did not answer leaves blocks alone."""
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        settings = SchedulerSettings(max_sequences=self.places, max_drafts=0)
+        self.scheduler = Scheduler(settings, 64, 2)
+        self.batching = Batching(Generations("i", HeadSettings()))
+        lead = Lead("f", self.scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0))
+        self.batching.form(lead, "exact", 0.0)
+        self.generate(1, "g")
+        self.changed = asyncio.Event()
+        self.moves = BlockMoves(
+            self.batching,
+            self,
+            1.0,
+            formation=lambda: FORMATION,
+            do=lambda _: None,
+            changed=self.changed,
+            clock=lambda: self.now_s,
+        )
+
+    def generate(self, reader_id: int, name: str) -> None:
+        request = GenerationRequest(name, MODEL, tuple(range(70)), Sampling(40))
+        self.batching.generate(reader_id, GenerateCall(request, 1, "f"), 0.0)
+
+    def back(self) -> None:
+        """The step in flight is."""
+        self.steps += 1
+        self.batching.came_back(self.steps, [Sampled(0, self.steps - 1, 7)], 0.1)
+        self.changed.set()
+
+    async def copy(self, calls: int = 1) -> list[int]:
+        """Blocks that so many calls at once have had go ahead, in a round each."""
+        asked = [
+            asyncio.create_task(self.moves.copy("f", HEIRS, SOURCE, 10.0, max_rounds=1))
+            for _ in range(calls)
+        ]
+        await asyncio.sleep(0)
+        self.back()
+        done = await asyncio.wait_for(asyncio.gather(*asked), 60)
+        return [copied.blocks for copied in done]
+
+    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
+        self.kept.append(len(blocks))
+        self.now_s += self.call_s
+        return self.answers
+
+    async def store(
+        self, formation: Any, source: Any, heir: Any, names: Sequence[bytes], limit_s: float
+    ) -> int | None:
+        self.limits_s.append(limit_s)
+        self.now_s += self.call_s
+        return len(names)
+
+    async def cache(
+        self, heir: Any, source: Any, chains: Sequence[Sequence[bytes]], limit_s: float
+    ) -> list[int]:
+        self.limits_s.append(limit_s)
+        self.chains += map(list, chains)
+        return [len(names) for names in chains]
+
+    async def fetch(self, formation: Any, fetch: Any) -> int | None:
+        raise AssertionError("nothing was to be fetched")
+
+    async def end(self, formation: Any, number: int) -> bool:
+        await self.says_so.wait()
+        return True
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_who_asks_again_goes_on_where_it_was(rig: Rig) -> None:
+    assert await rig.copy() == [2]
+    assert await rig.copy() == [4]
+    assert [len(chain) for chain in rig.chains] == [2, 4]
+
+
+async def test_two_who_ask_at_once_do_not_count_the_same_blocks_twice(rig: Rig) -> None:
+    """As two controllers may, one of which is gone: what was counted behind them would not go."""
+    assert await rig.copy() == [2]
+    assert await rig.copy(calls=2) == [4, 2]
+    assert all(len(set(chain)) == len(chain) for chain in rig.chains)
+
+
+async def test_a_call_that_is_cancelled_leaves_what_is_over_to_the_next_one(rig: Rig) -> None:
+    assert await rig.copy() == [2]
+    cut = asyncio.create_task(rig.moves.copy("f", HEIRS, SOURCE, 10.0))
+    await asyncio.sleep(0)
+    cut.cancel()
+    await asyncio.gather(cut, return_exceptions=True)
+    assert await rig.copy() == [4]
+
+
+async def test_what_is_asked_of_heirs_has_the_time_that_is_left(rig: Rig) -> None:
+    rig.call_s = 4.0
+    assert await rig.copy() == [2]
+    assert rig.limits_s == [6.0, 2.0]
+    rig.call_s, rig.limits_s = 6.0, []
+    assert await rig.copy() == [4]
+    assert rig.limits_s == [4.0, 0.0]
+
+
+async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise(rig: Rig) -> None:
+    rig.answers = False
+    assert await rig.copy() == [0]
+    cancel = rig.batching.generations.cancel("g", None, CancelReason.CLIENT, 0.2)
+    rig.batching.act(cancel, 0.2)
+    assert rig.scheduler.used_blocks == 2
+    rig.says_so.set()
+    await asyncio.wait_for(asyncio.gather(*rig.moves._moving), 60)
+    assert rig.scheduler.used_blocks == 0
+
+
+async def test_what_others_have_on_its_way_is_kept_when_it_is_computed() -> None:
+    """One that waited for a place begins as another one does, whose prompt is being read."""
+    rig = Rig(places=1)
+    rig.generate(2, "waits")
+    rig.batching.act(rig.batching.generations.drain("f", 0.1, {"g"}), 0.1)
+    keeping = asyncio.create_task(rig.moves.keep_sealed("f", (), last=False))
+    await asyncio.sleep(0)
+    assert rig.kept == []
+    rig.back()
+    await asyncio.wait_for(keeping, 60)
+    assert rig.kept == [4]
