@@ -14,6 +14,8 @@ def check_place(path: Path) -> None:
     code = 0
     if path.is_dir():
         code = errno.EISDIR
+    elif path.exists() and not path.is_file():
+        code = errno.EOPNOTSUPP  # a file would take the place of the device, or of the pipe
     elif not path.parent.exists():
         code = errno.ENOENT
     elif not path.parent.is_dir():

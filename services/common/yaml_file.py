@@ -7,11 +7,14 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from yaml.composer import ComposerError
 
 from services.common.errors import InvalidArgument, NotFound
 
 MAX_FILE_BYTES = 4 << 20
 Document = TypeVar("Document", bound=BaseModel)
+_NO_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
+"""The last three PyYAML lets through, of a 13th month, of `!!bool maybe`."""
 
 
 class Row(BaseModel):
@@ -23,16 +26,17 @@ class Row(BaseModel):
 class _Loader(yaml.SafeLoader):
     """As YAML says, a key stands once in a mapping; PyYAML would take the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # of merged mappings nothing is in it yet
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
+                    raise ComposerError(
                         problem=f"{key.value[:40]!r} stands twice", problem_mark=key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path, kind: type[Document]) -> Document:
@@ -50,20 +54,25 @@ def read_yaml(path: Path, kind: type[Document]) -> Document:
 
 def parse_yaml(text: str, name: str, kind: type[Document]) -> Document:
     """The same of a text, which goes by this name."""
+    loaded = _loaded(text, name)
+    if not isinstance(loaded, dict):
+        raise InvalidArgument(f"{name}:1: has no field; a mapping of fields is wanted")
     try:
-        loaded = yaml.load(text, _Loader)
-        if not isinstance(loaded, dict):
-            raise InvalidArgument(f"{name}:1: has no field; a mapping of fields is wanted")
         return kind.model_validate(loaded)
-    except yaml.MarkedYAMLError as error:
-        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
-        told = error.problem or error.context
-        raise InvalidArgument(f"{name}:{line}: is not YAML: {told}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidArgument(f"{name} is not YAML") from error
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         where = f"{name}: {place}" if place else name
         told = fault["msg"].removeprefix("Value error, ")
         raise InvalidArgument(f"{where}: {told}", field=place) from error
+
+
+def _loaded(text: str, name: str) -> object:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        told = error.problem or error.context
+        raise InvalidArgument(f"{name}:{line}: is not YAML: {told}") from error
+    except _NO_YAML as error:
+        raise InvalidArgument(f"{name} is not YAML") from error

@@ -225,8 +225,8 @@ def read_scenario(path: Path) -> Scenario:
             raise _wrong(path, f"strategies.{index}", f"{name[:40]!r} is none of {known}")
     if SKYSERVE.name in document.strategies and document.replicas is None:
         raise _wrong(path, "replicas", f"{SKYSERVE.name} has to be told how many")
-    if document.phases and document.workload.flow is not None:
-        raise _wrong(path, "phases", "a flow has none: its requests are not told apart")
+    if document.workload.flow is not None:
+        _check_without_phases(path, document)
     offers, events = _supply(path, document, catalogue)
     initial = _initial(path, document, offers)
     trace = _trace(path, document)
@@ -250,6 +250,15 @@ def read_scenario(path: Path) -> Scenario:
         document,
         trace,
     )
+
+
+def _check_without_phases(path: Path, document: ScenarioDocument) -> None:
+    told = "a flow has none: its requests are not told apart"
+    if document.phases:
+        raise _wrong(path, "phases", told)
+    for index, name in enumerate(document.strategies):
+        if FLEET_STRATEGIES[name].weights_stay:
+            raise _wrong(path, f"strategies.{index}", f"{name} changes phases, and {told}")
 
 
 def _supply(

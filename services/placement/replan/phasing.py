@@ -88,6 +88,8 @@ class _Search:
             miss, _, _ = worst_miss(self.problem, pipelines)
         except FailedPrecondition:  # one has no room for a sequence in this phase
             return NOTHING
+        if rate.throughput_rps <= 0:  # one phase alone misses no target, and answers nobody
+            return NOTHING
         return _Merit(1 / miss, rate.throughput_rps)
 
     def flips(self, phases: Phases) -> list[Phases]:

@@ -108,7 +108,7 @@ class Dispatcher:
             route.formation_id: Comer.of(request, found.get(route.formation_id, 0))
             for route in routes
         }
-        if routes:
+        if routes and not (anyway or self._waits(waiter)):  # then its prompt has been counted
             rows = min(comer.rows for comer in comers.values())
             self._least_rows[request.model.model_id].saw(waiter.prompt_bytes, rows)
         if routes and waiter.by_s is not None:
@@ -157,11 +157,14 @@ class Dispatcher:
 
     def leave(self, waiter: Waiter) -> None:
         """It waits no more, if it did."""
-        model_id, tenant = waiter.request.model.model_id, waiter.request.tenant
-        room = self._rooms.get(model_id)
-        if room is not None and waiter in room.queue:
+        if self._waits(waiter):
+            room = self._rooms[waiter.request.model.model_id]
             room.queue.remove(waiter)
-            room.shares.leave(tenant)
+            room.shares.leave(waiter.request.tenant)
+
+    def _waits(self, waiter: Waiter) -> bool:
+        room = self._rooms.get(waiter.request.model.model_id)
+        return room is not None and waiter in room.queue
 
     def released(self, now_s: float) -> list[tuple[Waiter, Sending | ResourceExhausted]]:
         """Those that wait no more, in order, and what becomes of them; to be asked whenever routes

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_a_place_that_cannot_be_had_is_told_by_the_name_it_was_asked_for(tmp_pat
     check_place(tmp_path / "out")
     check_place(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing was left behind"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=str(tmp_path / "pipe")) as refused:
+        check_place(tmp_path / "pipe")
+    assert refused.value.errno == errno.EOPNOTSUPP
 
 
 def test_a_folder_may_lack_those_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,15 @@ def test_a_target_that_is_hardly_kept_is_no_reason_for_other_phases(
     assert 0 < taken < 6
 
 
+def test_one_phase_alone_keeps_no_target(make_costs: MakeCosts) -> None:
+    """Who only reads prompts has no time a token that could be too long."""
+    problem = problem_of(make_costs, Workload(1000, 200), Objective(tpot_target_s=0.001))
+    assert worst_miss(problem, RUNNING[:1])[0] > 1
+    found = phased(replace(problem, nodes=problem.nodes[:1]), running=RUNNING[:1])
+    assert [pipeline.phase for pipeline in found.pipelines] == [BOTH]
+    assert not found.change
+
+
 class Over:
     """No time at all."""
 

@@ -100,6 +100,21 @@ def test_a_prompt_that_a_head_has_computed_is_refused_for_no_more_than_is_left_o
     assert not any(refused(dispatcher, 2.0, 120) for _ in range(LOOKED_AT))
 
 
+def test_a_prompt_that_waits_is_one_of_those_of_late_however_often_it_is_looked_at(
+    dispatcher: Dispatcher,
+) -> None:
+    for name in "ab":
+        told(dispatcher, name, FULL)
+    waiter = Waiter(asked(priority=PriorityClass.TOLERANT), None, 30)
+    assert dispatcher.send(waiter, 0.0) is None
+    dispatcher.wait(waiter)
+    for _ in range(OF_LATE):
+        assert dispatcher.released(0.0) == []
+    for name in "ab":
+        told(dispatcher, name, replace(IDLE, row_s=0.1))
+    assert not any(refused(dispatcher, 2.0, 120) for _ in range(LOOKED_AT))
+
+
 def test_without_a_deadline_nobody_is_refused_however_busy_heads_are(
     dispatcher: Dispatcher,
 ) -> None:

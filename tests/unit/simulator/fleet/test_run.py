@@ -205,3 +205,5 @@ def test_a_flow_has_no_phases(write: Write) -> None:
     workload = {"flow": {"rates": [{"at_s": 0, "rps": 1.0}], "input_mean": 400, "output_mean": 50}}
     with pytest.raises(InvalidArgument, match="phases: a flow has none"):
         read_scenario(write(workload=workload, phases=["prefill", "decode"]))
+    with pytest.raises(InvalidArgument, match=r"strategies\.1: thunderserve changes phases"):
+        read_scenario(write(workload=workload, strategies=["full", "thunderserve"]))
