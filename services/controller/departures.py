@@ -186,7 +186,8 @@ class Departures:
             action.limit_s,
         )
         now_s = self._clock()
-        self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+        if ahead.tells_of_link():
+            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         self._ahead.add(name)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes

@@ -97,7 +97,8 @@ class Pushes:
             self.stays(name)
             return
         now_s = self._clock()
-        self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+        if ahead.tells_of_link(before):
+            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         self._over[name] = ahead.blocks
         if ahead.over:
             self._whole.add(name)
