@@ -184,6 +184,10 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     leaving._link.carried(100, 1000.0, 0.0)
     assert leaving.end("f") == frozenset()
     assert leaving.end("f") == {"long"}, "once"
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {"f"}
+    leaving.forget("f")
+    assert leaving._ahead == set(), "it was lost before it was drained"
 
 
 def other(formation: str) -> ServingHead:
