@@ -70,7 +70,7 @@ class WentAhead:
     def tells_of_link(self, before: int = 0) -> bool:
         """Bytes went over it, or did not though they were to. Where all of it lies there already
         nothing follows; so many blocks did `before`."""
-        return self.size_bytes > 0 or not (self.over or self.blocks > before)
+        return self.size_bytes > 0 or (self.blocks == before and not self.over)
 
     @property
     def attributes(self) -> dict[str, str]:

@@ -103,8 +103,10 @@ class Pushes:
         if ahead.over:
             self._whole.add(name)
             self._end(name)
-        elif ahead.blocks <= before:
-            self.stays(name)  # whoever goes on with it has no room, or does not answer
+        elif ahead.blocks == before:
+            # Whoever goes on with it has no room, or does not answer. Fewer are of a head that was
+            # asked too late, and has begun anew.
+            self.stays(name)
 
     def _end(self, name: str) -> None:
         self._going.pop(name, None)

@@ -92,6 +92,17 @@ async def test_one_goes_after_another_and_what_is_over_travels_no_more() -> None
     assert link.bytes_per_s(heads.now_s) == 500 / TOOK_S
 
 
+async def test_what_was_begun_anew_goes_on() -> None:
+    """A head forgets what it sent when it is not asked for more soon: nothing is lost but time."""
+    pushes, heads, link = await pushed({"a": [6, 2, 4, 8]}, free=("a",))
+    assert heads.asked == ["a"] * 4
+    assert pushes.seen(stream("a")).bytes == 0
+    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    pushes, heads, _ = await pushed({"a": [6, 0, 0, 0]})
+    assert heads.asked == ["a"] * 3
+    assert pushes.seen(stream("a")).bytes is None
+
+
 async def test_what_lies_there_already_says_nothing_of_the_link() -> None:
     """Nor does the call that finds no more to send; that nothing comes of what was to go does."""
     _, heads, link = await pushed({"a": [4, 4], "b": [4]}, free=("a", "b"))
