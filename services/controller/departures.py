@@ -186,8 +186,10 @@ class Departures:
             action.limit_s,
         )
         now_s = self._clock()
-        self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
-        self._ahead.add(name)
+        if ahead.tells_of_link():
+            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+        if view.runs_at(name) is not None:
+            self._ahead.add(name)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
@@ -202,6 +204,10 @@ class Departures:
         self._ahead.discard(formation_id)
         self._tell(runs_at.pipeline_id, moves)
         return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
+
+    def forget(self, formation_id: str) -> None:
+        """It is no more, drained or not."""
+        self._ahead.discard(formation_id)
 
     def _at_once(self, formation_id: str, runs_at: RunsAt, *, ahead: bool) -> tuple[Move, ...]:
         """What becomes of each that runs in a formation, if all leave it now; their blocks travel

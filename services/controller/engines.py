@@ -67,6 +67,11 @@ class WentAhead:
     over: bool = False
     """None of them lacks more than the last full block of a sequence."""
 
+    def tells_of_link(self, before: int = 0) -> bool:
+        """Bytes went over it, or did not though they were to. Where all of it lies there already
+        nothing follows; so many blocks did `before`."""
+        return self.size_bytes > 0 or (self.blocks == before and not self.over)
+
     @property
     def attributes(self) -> dict[str, str]:
         """For the event log."""

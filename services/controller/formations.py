@@ -69,6 +69,8 @@ class Formations:
             case DissolveFormation():
                 self._turns.dissolve(action)
                 self._kv.dissolved(action.formation_id)
+                self._end_departure(action.formation_id)
+                self._departures.forget(action.formation_id)
                 for member in action.members:
                     self._begin(self._dissolve(action.formation_id, member), None)
             case DepartFormation():
@@ -135,7 +137,7 @@ class Formations:
         self._stir()
 
     def _end_departure(self, formation_id: str) -> None:
-        """One that is told anew, or has no time left."""
+        """One that is told anew, or has no time left, or no formation any more."""
         departing = self._departing.pop(formation_id, None)
         if departing is not None:
             departing.cancel()

@@ -97,13 +97,16 @@ class Pushes:
             self.stays(name)
             return
         now_s = self._clock()
-        self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+        if ahead.tells_of_link(before):
+            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         self._over[name] = ahead.blocks
         if ahead.over:
             self._whole.add(name)
             self._end(name)
-        elif ahead.blocks <= before:
-            self.stays(name)  # whoever goes on with it has no room, or does not answer
+        elif ahead.blocks == before:
+            # Whoever goes on with it has no room, or does not answer. Fewer are of a head that was
+            # asked too late, and has begun anew.
+            self.stays(name)
 
     def _end(self, name: str) -> None:
         self._going.pop(name, None)

@@ -139,7 +139,6 @@ class SimulatedController(Process):
         """Bytes of generations that are pushed, which are where they go on."""
         self._looked_s: dict[str, float] = {}
         """At a formation that departs, last."""
-        """When the blocks of a generation began to travel."""
         self._wakes_at_s = -inf
         self._stirred = False
         self.changing = False

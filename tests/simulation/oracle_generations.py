@@ -477,6 +477,7 @@ class GenerationOracle(Watch):
         left = (
             *(ledger._entries, ledger._tombstones, ledger._abandoned),
             *(ledger._running._names, ledger._running._handed_on._counts),
+            ledger._running._promised,
         )
         if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

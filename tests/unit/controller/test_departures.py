@@ -11,6 +11,7 @@ from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.link import UNSEEN_BYTES_PER_S
 from services.controller.core.departure.move import Rates, Stream
 from services.controller.core.ledger.outcomes import ServingHead
 from services.controller.departures import Departures, Journaled
@@ -34,6 +35,8 @@ class Head:
         self.streams = streams
         self.fails = fails
         self.over = False
+        self.blocks, self.size_bytes, self.took_s = 30, 4000, 0.0
+        """Of what goes ahead."""
         self.drains: list[tuple[str, ...]] = []
         self.kept: list[tuple[bool, tuple[str, ...]]] = []
         self.copied: list[tuple[str, tuple[Heir, ...], float]] = []
@@ -65,7 +68,8 @@ class Head:
         max_rounds: int = 0,
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
-        return WentAhead(2, 30, 20, 4000, 0.25, self.over)
+        self.now_s += self.took_s
+        return WentAhead(2, self.blocks, 20, self.size_bytes, 0.25, self.over)
 
     def seen(self, _: str) -> list[Stream]:
         self.now_s += 0.2
@@ -180,6 +184,10 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     leaving._link.carried(100, 1000.0, 0.0)
     assert leaving.end("f") == frozenset()
     assert leaving.end("f") == {"long"}, "once"
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {"f"}
+    leaving.forget("f")
+    assert leaving._ahead == set(), "it was lost before it was drained"
 
 
 def other(formation: str) -> ServingHead:
@@ -211,6 +219,18 @@ async def test_blocks_go_ahead_to_the_head_that_was_promised_or_to_what_follows(
         "bytes": "4000",
         "took_s": "0.250",
     }
+
+
+async def test_blocks_that_lie_there_already_say_nothing_of_the_link() -> None:
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
+    head.size_bytes, head.took_s = 0, 1.0
+    leaving = departures(head, Cluster(), events, "kv", promised={"long": other("f2")})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._link.bytes_per_s(head.now_s) == UNSEEN_BYTES_PER_S
+    head.blocks = 0
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._link.bytes_per_s(head.now_s) == 0.0
 
 
 async def test_nothing_goes_ahead_of_what_is_read_again() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from services.common.errors import Unavailable
 from services.common.exchange import KvMember, KvSource
 from services.common.generation import LayerRange
 from services.common.nodes import Member
-from services.controller.core.departure.link import Link
+from services.controller.core.departure.link import UNSEEN_BYTES_PER_S, Link
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Heir, WentAhead
 from services.controller.pushes import ROUND_S, Pushes
@@ -24,9 +24,11 @@ THERE = (KvMember("a:2", "i-there", LayerRange(0, 4)),)
 class Heads:
     """Sends so many blocks a round."""
 
-    def __init__(self, blocks: dict[str, list[int]]) -> None:
+    def __init__(self, blocks: dict[str, list[int]], free: Collection[str] = ()) -> None:
         self.blocks = blocks
         """Of each generation, round by round, how many are over in all; -1: no answer."""
+        self.free = free
+        """No bytes go for these."""
         self.asked: list[str] = []
         self.now_s = 0.0
 
@@ -48,12 +50,15 @@ class Heads:
         over = rounds.pop(0)
         if over < 0:
             raise Unavailable("away")
-        return WentAhead(1, over, size_bytes=500, took_s=0.1, over=not rounds)
+        size_bytes = 0 if name in self.free else 500
+        return WentAhead(1, over, size_bytes=size_bytes, took_s=0.1, over=not rounds)
 
 
-async def pushed(blocks: dict[str, list[int]]) -> tuple[Pushes, Heads, Link]:
+async def pushed(
+    blocks: dict[str, list[int]], free: Collection[str] = ()
+) -> tuple[Pushes, Heads, Link]:
     """When all that was to go has gone, as far as it does."""
-    heads, link = Heads(blocks), Link()
+    heads, link = Heads(blocks, free), Link()
     engines: Any = heads
     pushes = Pushes(
         engines,
@@ -85,6 +90,27 @@ async def test_one_goes_after_another_and_what_is_over_travels_no_more() -> None
     assert pushes.seen(stream("other")).bytes == 6 * BLOCK_BYTES
     assert pushes.went.is_set()
     assert link.bytes_per_s(heads.now_s) == 500 / TOOK_S
+
+
+async def test_what_was_begun_anew_goes_on() -> None:
+    """A head forgets what it sent when it is not asked for more soon: nothing is lost but time."""
+    pushes, heads, link = await pushed({"a": [6, 2, 4, 8]}, free=("a",))
+    assert heads.asked == ["a"] * 4
+    assert pushes.seen(stream("a")).bytes == 0
+    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    pushes, heads, _ = await pushed({"a": [6, 0, 0, 0]})
+    assert heads.asked == ["a"] * 3
+    assert pushes.seen(stream("a")).bytes is None
+
+
+async def test_what_lies_there_already_says_nothing_of_the_link() -> None:
+    """Nor does the call that finds no more to send; that nothing comes of what was to go does."""
+    _, heads, link = await pushed({"a": [4, 4], "b": [4]}, free=("a", "b"))
+    assert heads.asked == ["a", "a", "b"]
+    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    _, heads, link = await pushed({"a": [0, 0]}, free=("a",))
+    assert heads.asked == ["a"]
+    assert link.bytes_per_s(heads.now_s) == 0.0
 
 
 async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:

@@ -208,7 +208,8 @@ class _Steps:
                 continue
             if not agree(node.shape, seat.shape):
                 continue
-            fits = node.shape.memory_bytes >= seat.shape.memory_bytes
+            enough = node.shape.device_count >= seat.stage.tp_degree
+            fits = enough and node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.has(seat.stage) if loaded else fits:
                 return node
         return None

@@ -198,3 +198,20 @@ def test_a_node_suits_seats_of_no_more_ranks_than_it_has_devices() -> None:
     seat = Seat(PlannedStage(FRONT, 2), held, ANY_SHAPE)
     assert suits(replace(SHAPE, device_count=2), seat)
     assert not suits(SHAPE, seat)
+
+
+def test_who_has_too_few_devices_for_a_stage_is_not_given_its_seat() -> None:
+    cluster = Prompt(replace(PATIENT, can_launch=False), drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    wide = replace(SHAPE, device_count=2)
+    for told in (facts("node-1"), replace(facts("node-2"), shape=wide)):
+        cluster.register(told, 0.0)
+    (deployment,) = planned(PAIR).deployments
+    (pipeline,) = deployment.pipelines
+    front, back = pipeline.stages
+    pipeline = replace(pipeline, stages=(front, replace(back, tp_degree=2, shape=wide)))
+    cluster.plan_ready(Plan(1, (replace(deployment, pipelines=(pipeline,)),)), 0.0)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    assert all_of(cluster.register(facts("node-3"), 2.0), LoadStage) == []
+    load = one_of(cluster.register(replace(facts("node-4"), shape=wide), 3.0), LoadStage)
+    assert (load.node_id, load.layers, load.tp_degree) == ("node-4", BACK, 2)
