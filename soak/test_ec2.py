@@ -172,7 +172,7 @@ async def test_three_notices_at_once_buy_on_demand_and_spot_again_when_it_is_bac
     # For longer than a plan takes that makes do without.
     pause = {"CAPACITY_PAUSE_S": "20"}
     changes = {"FIRST_NODES": "c7i.xlarge:3", "MAX_INSTANCES": "7", **pause}
-    # Or the plan of a mesh that nobody asks yet makes do with fewer before there is anything to take.
+    # Or the plan of a mesh that nobody asks yet makes do with fewer.
     options = ("--objective", "throughput-per-cost", "--nodes-min", "3", "--nodes-max", "6")
     on = on_ec2(cloud, tmp_path, monkeypatch, *options, **changes)
     async with on as (mesh, machines):
