@@ -192,8 +192,8 @@ class Stranger:
             lead = engine.batching.lead
             if lead is None or engine.place is None:
                 continue
-            batch, stages = lead.scheduler, len(engine.place.members)
-            if batch.running > most or batch.in_flight > stages or batch.queued < 0:
+            batch, steps = lead.scheduler, len(engine.place.members) + 1  # of who is awaited
+            if batch.running > most or batch.in_flight > steps or batch.queued < 0:
                 self.fail(8, f"{engine.name} runs {batch.running} in {batch.in_flight} steps")
 
     def _head(self, engine: SimulatedEngine) -> None:
