@@ -179,7 +179,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             self.form_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         self.formation_id = request.formation_id
-        return engine_pb2.FormResponse()
+        return engine_pb2.FormResponse(kv_block_bytes=4096)
 
     async def Dissolve(self, request: Any, context: Any) -> Any:
         self.calls.append(("dissolve", request.formation_id))

@@ -81,6 +81,7 @@ def generations_over(journal: SqliteJournal) -> _Timed:
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
         kv_source=lambda left, name, handed_on: None,
+        began=lambda bound: None,
         heads_changed=Signal(),
         clock=lambda: made.now_s,
     )
