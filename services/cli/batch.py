@@ -157,7 +157,8 @@ class Routers:
         partial = target.with_name(f".{target.name}.{os.getpid()}")
 
         def receive(response: httpx2.Response) -> None:
-            with partial.open("wb") as file:
+            discard(partial)
+            with partial.open("xb") as file:  # whatever lies there by then is not followed
                 for part in response.iter_bytes():
                     file.write(part)
             partial.replace(target)

@@ -141,7 +141,7 @@ def _computing(
 def _sharing(environment: Mapping[str, str], devices: int) -> int:
     """Of so many devices, those that the engine is told to share a stage among: vLLM's can."""
     said = environment.get("SHUNT_ENGINE_RANKS", "")
-    if environment.get("SHUNT_ENGINE_BACKEND") != "vllm" or not said.isdigit():
+    if environment.get("SHUNT_ENGINE_BACKEND") != "vllm" or not said.isdecimal():
         return 1
     return min(int(said) or devices, devices)
 
