@@ -54,7 +54,8 @@ def test_it_computes_on_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("ranks", "backend", "shared"), [("0", "vllm", 2), ("9", "vllm", 2), ("0", "native", 1)]
+    ("ranks", "backend", "shared"),
+    [("0", "vllm", 2), ("9", "vllm", 2), ("0", "native", 1), ("\N{SUPERSCRIPT TWO}", "vllm", 1)],
 )
 def test_ranks_of_a_stage_have_the_memory_of_a_gpu_each(
     ranks: str, backend: str, shared: int
