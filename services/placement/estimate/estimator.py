@@ -325,14 +325,21 @@ def _stage_estimate(
 def estimate_plan(
     costs: Costs, pipelines: Sequence[PlacedPipeline]
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
-    """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
+    """All pipelines at the workload's arrival rate, shared in proportion to throughput; between
+    phases, to what the link has time for."""
     idle = [estimate_pipeline(costs, pipeline) for pipeline in pipelines]
     split = any(pipeline.phase is not PipelinePhase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
     if split:
         total = transport.carried_rps(costs, pipelines, [e.throughput_rps for e in idle])
     rate = costs.workload.arrival_rate_rps
-    shares = _shares(pipelines, [e.throughput_rps for e in idle], total)
+    able = [
+        e.throughput_rps
+        if pipeline.phase is PipelinePhase.BOTH
+        else min(e.throughput_rps, transport.kv_rate(costs, pipeline))
+        for e, pipeline in zip(idle, pipelines, strict=True)
+    ]
+    shares = _shares(pipelines, able, total)
     each = (
         [
             estimate_pipeline(costs, pipeline, rate * share)
