@@ -7,21 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.experiment import Experiment, Ground, Size
-from experiments.fleets import Play, mean, played, scenario_at
-from experiments.supply import Change, drawn, events, of_counts
+from experiments.fleets import Play, cut, mean, played, scenario_at
+from experiments.supply import Change, drawn, events, of_counts, of_instances
 from experiments.table import Column, Rows
+from services.controller.core.cluster.market import Offer
 from simulator.fleet.result import Outcome
-from simulator.fleet.scenario import Scenario, StageRow
+from simulator.fleet.scenario import Scenario, StageRow, read_scenario
 
 FOLDER = Path(__file__).parent
 ZONES = ("zone-a", "zone-b")
 TRACES = {"zone-a": "bamboo/g4dn-xlarge-1c.csv", "zone-b": "bamboo/g4dn-xlarge-1d.csv"}
 NOTICE_S = 120.0
+SPOTSERVE = "spotserve/trace/trace_full/g4dn.csv"
 HORIZON_S = {Size.TINY: 120.0, Size.QUICK: 900.0, Size.FULL: 7200.0}
+FIRM_MOST = 24
+"""Nodes on demand, while whole traces pass."""
+SERVED = 9
+"""Nodes that they begin with, when so many are there."""
 ON_DEMAND, FULL, RISK, SKYSERVE = "on demand", "full", "full, with risk", "skyserve"
 POLICIES = {
     Size.TINY: (ON_DEMAND, FULL, SKYSERVE),
-    Size.QUICK: (ON_DEMAND, FULL, SKYSERVE),
+    Size.QUICK: (ON_DEMAND, FULL, RISK, SKYSERVE),
     Size.FULL: (ON_DEMAND, FULL, RISK, SKYSERVE),
 }
 COLUMNS = (
@@ -32,6 +38,7 @@ COLUMNS = (
     Column("e2e p99 s", ".1f"),
     Column("$", ".2f"),
     Column("below on demand", ".0%"),
+    Column("node time", ".2f"),
     Column("spot node time", ".0%"),
     Column("taken", ".0f"),
     Column("tokens again", ".0f"),
@@ -50,6 +57,28 @@ def under(scenario: Scenario, name: str, supply: Supply) -> Scenario:
     by_id = {offer.offer_id: offer for offer in offers}
     initial = tuple((by_id[offer.offer_id], count) for offer, count in scenario.initial)
     return replace(scenario, name=name, offers=offers, events=tuple(happens), initial=initial)
+
+
+def flowing(scenario: Scenario, horizon_s: float, supply: Supply) -> Scenario:
+    """As a flow while a whole trace passes, nodes at first where there are some."""
+    left, initial = SERVED, list[tuple[Offer, int]]()
+    offers = tuple(
+        offer if offer.spot else replace(offer, count=FIRM_MOST) for offer in scenario.offers
+    )
+    for offer in offers:
+        count = min(left, supply[offer.offer_id][0].count) if offer.spot else 0
+        left -= count
+        if count:
+            initial.append((offer, count))
+    stages = [
+        (StageRow(offer=offer.offer_id, layers=scenario.costs.model.layers, tp=1),)
+        for offer, count in initial
+        for _ in range(count)
+    ]
+    document = scenario.document.model_copy(update={"first_plan": tuple(stages)})
+    return cut(
+        replace(scenario, offers=offers, initial=tuple(initial), document=document), horizon_s
+    )
 
 
 def by(policy: str, scenario: Scenario) -> Play:
@@ -84,14 +113,31 @@ def supplies(ground: Ground) -> dict[str, Supply]:
     return found
 
 
+def traced(ground: Ground) -> dict[str, tuple[float, Supply]]:
+    """Whole public traces, with their lengths: two zones of bamboo's while both last, and the one
+    pool of SpotServe's."""
+    found: dict[str, tuple[float, Supply]] = {}
+    files = {zone: ground.public(name) for zone, name in TRACES.items()}
+    if all(files.values()):
+        zones = {zone: of_counts(path, first=3) for zone, path in files.items() if path}
+        found["bamboo"] = min(changes[-1].at_s for changes in zones.values()), zones
+    path = ground.public(SPOTSERVE)
+    if path is not None:
+        pool = of_instances(path, first=SERVED)
+        found["spotserve"] = pool[-1].at_s, {ZONES[0]: pool, ZONES[1]: (Change(0.0, 0),)}
+    return found
+
+
 def measure(ground: Ground) -> Rows:
     """Every policy under every supply, dollars beside those on demand."""
     base = scenario_at(FOLDER / "nodes.yaml", HORIZON_S[ground.size])
-    plays = [
-        by(policy, under(base, name, supply))
-        for name, supply in supplies(ground).items()
-        for policy in POLICIES[ground.size]
-    ]
+    scenarios = [under(base, name, supply) for name, supply in supplies(ground).items()]
+    if ground.size is not Size.TINY:
+        days = read_scenario(FOLDER / "days.yaml")
+        for name, (length_s, supply) in traced(ground).items():
+            row = f"{name}, {length_s / 3600:.1f} h as a flow"
+            scenarios.append(under(flowing(days, length_s, supply), row, supply))
+    plays = [by(policy, one) for one in scenarios for policy in POLICIES[ground.size]]
     found = played(FOLDER.name, plays, ground)
     rows: Rows = {}
     for row, group in found.items():
@@ -104,11 +150,18 @@ def measure(ground: Ground) -> Rows:
             "e2e p99 s": mean(group, "e2e_s", "p99"),
             "$": mean(group, "cost"),
             "below on demand": 1 - mean(group, "cost") / mean(firm, "cost"),
+            "node time": node_time(group) / node_time(firm),
             "spot node time": spot_share(group),
             "taken": sum(sum(i.nodes for i in one.interruptions) for one in group) / len(group),
             "tokens again": mean(group, "tokens_replayed"),
         }
     return rows
+
+
+def node_time(outcomes: Sequence[Outcome]) -> float:
+    """Nodes at a look, in the mean."""
+    looks = [sum(sample.nodes.values()) for one in outcomes for sample in one.samples]
+    return sum(looks) / len(looks)
 
 
 def spot_share(outcomes: Sequence[Outcome]) -> float:
