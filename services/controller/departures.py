@@ -29,6 +29,9 @@ from services.controller.pushes import Pushes
 
 _log = logging.getLogger(__name__)
 
+LAST_BLOCKS = 2
+"""Behind what went ahead so many travel in the round that every push has, behind its seal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Journaled:
@@ -64,8 +67,8 @@ class Departures:
         self._kv = kv
         self._block_positions = block_positions
         self._link = Link()
-        self._ahead: set[str] = set()
-        """Formations whose blocks have gone ahead."""
+        self._ahead: dict[str, dict[str, int]] = {}
+        """Blocks that have gone ahead, by formation and generation."""
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
@@ -83,6 +86,7 @@ class Departures:
             action.head,
             block_bytes=self._block_bytes(runs_at),
             block_positions=self._block_positions,
+            over=self._ahead.setdefault(formation_id, {}),
             clock=self._clock,
         )
         going = asyncio.create_task(pushes.run())
@@ -166,7 +170,7 @@ class Departures:
             return
         heirs: dict[str, list[str]] = {}
         promised = {} if action.waited_for else self._journaled.promise(name)
-        for move in self._at_once(name, runs_at, ahead=True):
+        for move in self._at_once(name, runs_at, goes_ahead=True):
             head = promised.get(move.generation_id)
             if move.choice is Choice.PUSH and (head is not None or action.followers):
                 there = head.route.formation_id if head is not None else ""
@@ -189,7 +193,7 @@ class Departures:
         if ahead.tells_of_link():
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         if view.runs_at(name) is not None:
-            self._ahead.add(name)
+            self._ahead[name] = dict(ahead.blocks_of)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
@@ -200,30 +204,37 @@ class Departures:
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
             return frozenset()
-        moves = self._at_once(formation_id, runs_at, ahead=formation_id in self._ahead)
-        self._ahead.discard(formation_id)
+        moves = self._at_once(formation_id, runs_at)
+        self.forget(formation_id)
         self._tell(runs_at.pipeline_id, moves)
         return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
 
     def forget(self, formation_id: str) -> None:
         """It is no more, drained or not."""
-        self._ahead.discard(formation_id)
+        self._ahead.pop(formation_id, None)
 
-    def _at_once(self, formation_id: str, runs_at: RunsAt, *, ahead: bool) -> tuple[Move, ...]:
+    def _at_once(
+        self, formation_id: str, runs_at: RunsAt, *, goes_ahead: bool = False
+    ) -> tuple[Move, ...]:
         """What becomes of each that runs in a formation, if all leave it now; their blocks travel
-        behind the seal unless they go `ahead`."""
-        size, now_s = self._block_bytes(runs_at), self._clock()
-        streams = [
-            one.with_blocks(size, self._block_positions)
+        behind the seal, but for those that have gone ahead, unless all of them are to do so."""
+        size, positions, now_s = self._block_bytes(runs_at), self._block_positions, self._clock()
+        streams = {
+            one.generation_id: one.with_blocks(size, positions)
             for one in self._journaled.streams(formation_id)
-        ]
-        if self._kv.handover == "auto":
-            rates = self._journaled.rates(runs_at.model, inf)
-            if not ahead:
-                link = max(1.0, self._link.bytes_per_s(now_s))
-                rates = replace(rates, link_bytes_per_s=link)
-            return cheapest(streams, rates, now_s)
-        return at_once(streams, now_s, travels=self._kv.travels)
+        }
+        if self._kv.handover != "auto":
+            return at_once(streams.values(), now_s, travels=self._kv.travels)
+        rates = self._journaled.rates(runs_at.model, inf)
+        if goes_ahead:
+            return cheapest(streams.values(), rates, now_s)
+        rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
+        left = {
+            name: streams[name].with_blocks(size, positions, over + LAST_BLOCKS).bytes or 0
+            for name, over in self._ahead.get(formation_id, {}).items()
+            if over and name in streams
+        }
+        return cheapest(streams.values(), rates, now_s, left)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:
         for move in moves:
