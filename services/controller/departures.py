@@ -14,6 +14,7 @@ from math import inf
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
+from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
@@ -75,7 +76,7 @@ class Departures:
         """Until nothing runs there any more, or the head does not answer; the cluster is told.
         Whoever drains the formation cancels this."""
         formation_id = action.formation_id
-        runs_at = self._cluster.view.runs_at(formation_id)
+        runs_at = await self._measured(formation_id, action.head)
         if runs_at is None:
             return
         self._kv.departs(formation_id, action.members)
@@ -150,8 +151,23 @@ class Departures:
         link_bytes_per_s = self._link.bytes_per_s(self._clock())
         return replace(rates, link_bytes_per_s=link_bytes_per_s, push_s=rates.push_s or PUSH_S)
 
+    async def _measured(self, formation_id: str, head: Member) -> RunsAt | None:
+        """What it serves. Of one that stood before the size of its blocks was noted the head is
+        asked; while it does not say so its blocks go nowhere."""
+        view = self._cluster.view
+        runs_at = view.runs_at(formation_id)
+        if runs_at is None or runs_at.kv_block_bytes is not None or not self._kv.travels:
+            return runs_at
+        try:
+            size_bytes = await self._engines.block_bytes(formation_id, head)
+        except ShuntError as error:
+            _log.warning("a head does not say how large blocks are", extra={"why": error.message})
+        else:
+            self._cluster.measured(formation_id, size_bytes)
+        return view.runs_at(formation_id)
+
     def _block_bytes(self, runs_at: RunsAt) -> int:
-        return runs_at.kv_block_bytes if self._kv.travels else 0
+        return (runs_at.kv_block_bytes or 0) if self._kv.travels else 0
 
     def _room(self, formation_id: str) -> float:
         """Positions that the formations beside it have free."""
@@ -165,7 +181,7 @@ class Departures:
         """Has blocks of what runs there go ahead to where it will go on: to formations that serve,
         else to who follows its own. Raises ShuntError."""
         name, view = action.formation_id, self._cluster.view
-        runs_at = view.runs_at(name)
+        runs_at = await self._measured(name, action.head)
         if runs_at is None:
             return
         heirs: dict[str, list[str]] = {}
@@ -198,16 +214,15 @@ class Departures:
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
 
-    def end(self, formation_id: str) -> frozenset[str]:
-        """All that still runs there leaves it now; names of those whose ids are read again, whether
-        or not blocks travel."""
+    def end(self, formation_id: str) -> tuple[Move, ...]:
+        """All that still runs there leaves it now, each as this says."""
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
-            return frozenset()
+            return ()
         moves = self._at_once(formation_id, runs_at)
         self.forget(formation_id)
         self._tell(runs_at.pipeline_id, moves)
-        return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
+        return moves
 
     def forget(self, formation_id: str) -> None:
         """It is no more, drained or not."""

@@ -38,6 +38,7 @@ class EngineTimeouts:
     hold_progress_s: float = 60.0
     """A hold that reports no progress for this long has failed."""
     form_s: float = 10.0
+    describe_s: float = 1.0
     dissolve_s: float = 1.0
     drain_s: float = 10.0
     cancel_s: float = 2.0
@@ -166,6 +167,18 @@ class Engines:
             stub = self._stub(formation.members[stage_index].address)
             reply = await stub.Form(request, timeout=self._timeouts.form_s)
         return reply.kv_block_bytes
+
+    async def block_bytes(self, formation_id: str, head: Member) -> int:
+        """Of a full block of all layers of a formation that stands, as `form` tells it. Raises
+        Unavailable for one that the head is not in."""
+        with _domain_errors():
+            stub = self._stub(head.address)
+            told = await stub.Describe(
+                engine_pb2.DescribeRequest(), timeout=self._timeouts.describe_s
+            )
+        if told.formation_id != formation_id:
+            raise Unavailable("the head is in another formation", field="formation_id")
+        return told.kv_block_bytes
 
     async def dissolve(self, formation_id: str, member: Member) -> None:
         request = engine_pb2.DissolveRequest(formation_id=formation_id)

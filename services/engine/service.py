@@ -117,6 +117,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         if engine.formation is not None:
             reply.formation_id = engine.formation.id
             reply.stage_index = engine.formation.membership.stage_index
+            reply.kv_block_bytes = engine.formation.kv_block_bytes
         layers = {
             (stage.model, stage.spec.tp_degree, number): layer
             for stage in engine.stages.held
