@@ -376,7 +376,7 @@ class SimulatedEngine(Process):
         going = lent.enter_context(self.batching.ahead(copying, ROUND_BLOCKS))
         if going is None or lead is None or place is not self.place or self.clock.now_s >= until_s:
             lent.close()
-            goes_on = place is self.place and self.clock.now_s < until_s and copying.over
+            goes_on = place is self.place and self.clock.now_s < until_s and copying.taken
             if follows and goes_on and self.core.running(copying.generation_ids):
                 self.after(ROUND_S, self._go_ahead, place, copying, until_s, reply, follows)
             else:

@@ -207,12 +207,12 @@ class Scheduler:
         sequence.stopping = True
         return False
 
-    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]]:
+    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]] | None:
         """Names and blocks of what a sequence has handed to the stages, from one of its blocks on;
-        they are computed once the last step that departed is back."""
+        they are computed once the last step that departed is back. None: it is in no batch."""
         sequence = self._by_key.get(key)
         if sequence is None or sequence.slot < 0:
-            return []
+            return None
         indices = range(start, sequence.named)
         return [(sequence.block_hash(i), sequence.blocks[i]) for i in indices]
 
