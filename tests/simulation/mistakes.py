@@ -239,8 +239,8 @@ MISTAKES = (
     Mistake(
         "more is admitted than there are blocks for",
         SCHEDULER,
-        "            if not self._has_room(self._sharing.lacking(sequence, found)):",
-        "            if not self._slots:",
+        "            if kept or not self._has_room(self._sharing.lacking(sequence, found)):",
+        "            if kept or not self._slots:",
         first=29,
     ),
     Mistake(
