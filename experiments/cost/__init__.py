@@ -11,6 +11,7 @@ from experiments.fleets import Play, cut, mean, played, scenario_at
 from experiments.supply import Change, drawn, events, of_counts, of_instances
 from experiments.table import Column, Rows
 from services.controller.core.cluster.market import Offer
+from services.controller.providers.market_file import MarketEvent
 from simulator.fleet.result import Outcome
 from simulator.fleet.scenario import Scenario, StageRow, read_scenario
 
@@ -37,7 +38,8 @@ COLUMNS = (
     Column("TTFT p99 s", ".1f"),
     Column("e2e p99 s", ".1f"),
     Column("$", ".2f"),
-    Column("below on demand", ".0%"),
+    Column("below on demand", ".1%"),
+    Column("to be had", ".1%"),
     Column("node time", ".2f"),
     Column("spot node time", ".0%"),
     Column("taken", ".0f"),
@@ -139,6 +141,7 @@ def measure(ground: Ground) -> Rows:
             scenarios.append(under(flowing(days, length_s, supply), row, supply))
     plays = [by(policy, one) for one in scenarios for policy in POLICIES[ground.size]]
     found = played(FOLDER.name, plays, ground)
+    by_row = {f"{one.name}: {policy}": one for one in scenarios for policy in POLICIES[ground.size]}
     rows: Rows = {}
     for row, group in found.items():
         firm = found[f"{row.split(': ')[0]}: {ON_DEMAND}"]
@@ -150,12 +153,33 @@ def measure(ground: Ground) -> Rows:
             "e2e p99 s": mean(group, "e2e_s", "p99"),
             "$": mean(group, "cost"),
             "below on demand": 1 - mean(group, "cost") / mean(firm, "cost"),
+            "to be had": to_be_had(by_row[row], node_time(firm)),
             "node time": node_time(group) / node_time(firm),
             "spot node time": spot_share(group),
             "taken": sum(sum(i.nodes for i in one.interruptions) for one in group) / len(group),
             "tokens again": mean(group, "tokens_replayed"),
         }
     return rows
+
+
+def to_be_had(scenario: Scenario, nodes: float) -> float:
+    """Of the dollars of so many nodes on demand what would be saved by as many that are each second
+    the cheapest there are, ready at once and paid for once."""
+    (firm,) = (offer for offer in scenario.offers if not offer.spot)
+    counts = {offer.offer_id: offer.count for offer in scenario.offers if offer.spot}
+    prices = {offer.offer_id: offer.price_per_hour or 0.0 for offer in scenario.offers}
+    horizon_s, now_s, paid = scenario.document.horizon_s, 0.0, 0.0
+    ends = [MarketEvent(horizon_s, firm.offer_id)]
+    for event in [*(one for one in scenario.events if one.at_s < horizon_s), *ends]:
+        left, rate = nodes, 0.0
+        for name in sorted(counts, key=prices.__getitem__):
+            held = min(left, counts[name])
+            left, rate = left - held, rate + held * prices[name]
+        paid += (event.at_s - now_s) * (rate + left * prices[firm.offer_id])
+        now_s = event.at_s
+        if event.count is not None:
+            counts[event.offer_id] = event.count
+    return 1 - paid / (horizon_s * nodes * prices[firm.offer_id])
 
 
 def node_time(outcomes: Sequence[Outcome]) -> float:
