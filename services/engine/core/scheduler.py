@@ -476,7 +476,7 @@ class Scheduler:
                 sequence.cached = min(start, prompt)
             sequence.computed = end
             self._turns.computed(sequence, start, end)
-            self._sharing.name(sequence)
+            self._sharing.name(sequence, self._number)
             sequence.in_flight += 1
             sequence.last_step = self._number
         opens = tuple(sequence.opening for sequence in self._opens)
