@@ -28,7 +28,7 @@ SERVED = 9
 ON_DEMAND, FULL, RISK, SKYSERVE = "on demand", "full", "full, with risk", "skyserve"
 POLICIES = {
     Size.TINY: (ON_DEMAND, FULL, SKYSERVE),
-    Size.QUICK: (ON_DEMAND, FULL, RISK, SKYSERVE),
+    Size.QUICK: (ON_DEMAND, FULL, SKYSERVE),
     Size.FULL: (ON_DEMAND, FULL, RISK, SKYSERVE),
 }
 COLUMNS = (
