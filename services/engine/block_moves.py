@@ -163,13 +163,12 @@ class BlockMoves:
         self, formation_id: str, replayed: Collection[str], *, last: bool
     ) -> None:
         """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more. One that waited for a place may have begun
-        as others do whose step is on its way: what is named by that is computed when it is back."""
+        behind the `last` of them there is nothing more."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            if await self._computed(formation):
+            if await self._computed(formation, kept):
                 await self._kept(formation, kept, last=last)
 
     async def copy(
@@ -247,9 +246,11 @@ class BlockMoves:
         layers = formation.membership.members[-1].layers.end
         at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
         with self._batching.ahead(copying, at_most) as going:
-            if going is None or not await self._computed(formation):
+            if going is None:
                 return None
             ahead, leaving = going
+            if not await self._computed(formation, leaving):
+                return None
             kept = await self._kept(formation, leaving, last=False)
             if kept is None:
                 return None
@@ -305,12 +306,11 @@ class BlockMoves:
         scheduler = self._scheduler if formation is self._headed() else None
         return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
 
-    async def _computed(self, formation: FormationPart) -> bool:
-        """Waits until all steps that have departed are back; False: the formation ended before."""
-        scheduler = self._scheduler
-        last_step = scheduler.last_step if scheduler is not None else 0
-        while self._headed() is formation and scheduler is not None:
-            if scheduler.is_back(last_step):
+    async def _computed(self, formation: FormationPart, leaving: Leaving) -> bool:
+        """Waits until these blocks hold what they are named for; False: the formation ended
+        before."""
+        while self._headed() is formation:
+            if leaving.computed:
                 return True
             self._changed.clear()
             await self._changed.wait()
@@ -319,7 +319,8 @@ class BlockMoves:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            await self._kept(formation, leaving, last=False)
+            if await self._computed(formation, leaving):
+                await self._kept(formation, leaving, last=False)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._headed():

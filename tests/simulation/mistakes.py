@@ -239,8 +239,8 @@ MISTAKES = (
     Mistake(
         "more is admitted than there are blocks for",
         SCHEDULER,
-        "            if not self._has_room(self._sharing.lacking(sequence, found)):",
-        "            if not self._slots:",
+        "            if kept or not self._has_room(self._sharing.lacking(sequence, found)):",
+        "            if kept or not self._slots:",
         first=29,
     ),
     Mistake(
@@ -621,15 +621,29 @@ MISTAKES = (
     Mistake(
         "blocks are given away while they are copied",
         BATCHING,
-        "        allocator.share(blocks.values())\n",
+        "        allocator.share(places)\n",
         "",
         SPLITS,
     ),
     Mistake(
         "blocks that go ahead are given away while they are copied",
         BATCHING,
-        "        lead.scheduler.blocks.share([block for _, block in ahead.blocks])\n",
+        "        allocator.share(places)\n",
         "",
+        AHEAD,
+    ),
+    Mistake(
+        "blocks are kept before the step is back that brings what they hold",
+        BATCHING,
+        "self.scheduler is None or self.scheduler.is_back(self.behind)",
+        "True",
+        AHEAD,
+    ),
+    Mistake(
+        "a block is thought to hold what a step has yet to bring",
+        SHARING,
+        "self._blocks.name(block, block_hash, step)",
+        "self._blocks.name(block, block_hash)",
         AHEAD,
     ),
     Mistake(
@@ -656,8 +670,8 @@ MISTAKES = (
     Mistake(
         "what a silent stage may copy yet is given to another",
         BATCHING,
-        "        if not self.busy and self.allocator",
-        "        if self.allocator",
+        "        if not self.busy and self.scheduler",
+        "        if self.scheduler",
         AHEAD,
     ),
     Mistake(

@@ -181,6 +181,18 @@ async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise
     assert rig.scheduler.used_blocks == 0
 
 
+async def test_what_is_computed_is_kept_whatever_is_on_its_way_since() -> None:
+    rig = Rig(places=2)
+    rig.generate(2, "leaves")  # all its blocks but the last are those of the first one
+    rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.1, {"g"}), 0.1)
+    rig.back()
+    assert not rig.batching.generations.sealing("f")
+    assert rig.scheduler.in_flight
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=False), 60)
+    assert rig.kept == [4]
+
+
 async def test_who_has_no_room_says_so(rig: Rig) -> None:
     """Whoever asked takes it for a link that is dead otherwise."""
     (came,) = await rig.copied()
