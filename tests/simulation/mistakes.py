@@ -47,6 +47,13 @@ AHEAD = "ahead.py"
 GATHERING = "services/engine/core/gathering.py"
 SHELF = "services/engine/core/shelf.py"
 SHELVES = "shelves.py"
+QUOTAS = "services/router/core/quotas.py"
+ADMISSION = "services/router/core/admission.py"
+DISPATCHING = "services/router/core/dispatching.py"
+SHARES = "services/controller/core/shares.py"
+LOAD = "services/engine/core/load.py"
+FAIR_QUEUE = "services/common/fair_queue.py"
+DOORS = "doors.py"
 
 
 @dataclass(frozen=True)
@@ -745,5 +752,85 @@ MISTAKES = (
         '"phase": "both",',
         SPLITS,
         first=46,
+    ),
+    Mistake(
+        "an answer that is told again gives its tokens back again",
+        QUOTAS,
+        "reserved = self._reserved.pop(generation_id, None)",
+        "reserved = self._reserved.get(generation_id)",
+        DOORS,
+    ),
+    Mistake(
+        "with another share the bucket is full",
+        QUOTAS,
+        "    bucket.resize(limit * share, now_s)\n    return bucket\n",
+        "    if bucket.a_minute != limit * share:\n"
+        "        return Bucket(limit * share, now_s)\n"
+        "    return bucket\n",
+        DOORS,
+    ),
+    Mistake(
+        "a stream is not followed any more when one of its readers is gone",
+        QUOTAS,
+        "            if not followed[generation_id]:\n",
+        "            if followed:\n",
+        DOORS,
+    ),
+    Mistake(
+        "only the first choice of a request is reserved for",
+        QUOTAS,
+        " + request.choices * request.sampling.max_tokens",
+        " + request.sampling.max_tokens",
+        DOORS,
+    ),
+    Mistake(
+        "a router that did not hear its share is taken to have heard it",
+        SHARES,
+        "router.held[name] = max(share, router.holds(name))",
+        "router.held[name] = share",
+        DOORS,
+    ),
+    Mistake(
+        "a controller that has just begun deals out what it has not heard of",
+        SHARES,
+        "        if len(self._routers) < there:",
+        "        if False:",
+        DOORS,
+    ),
+    Mistake(
+        "a tenant that has no place any more keeps its part of the last ones",
+        ADMISSION,
+        "del self._of_tenants[tenant], self._weights[tenant]",
+        "del self._of_tenants[tenant]",
+        DOORS,
+    ),
+    Mistake(
+        "tolerant work takes no heed of places",
+        DISPATCHING,
+        "is PriorityClass.TOLERANT and not anyway:",
+        "is PriorityClass.TOLERANT and anyway:",
+        DOORS,
+        first=15,
+    ),
+    Mistake(
+        "who leaves while he waits keeps his place in the line",
+        DISPATCHING,
+        "            room.queue.remove(waiter)\n            room.shares.leave(",
+        "            room.shares.leave(",
+        DOORS,
+    ),
+    Mistake(
+        "who came last goes first",
+        FAIR_QUEUE,
+        "_RANKS[request.priority], arrival)",
+        "_RANKS[request.priority], -arrival)",
+        DOORS,
+    ),
+    Mistake(
+        "a head does not tell of those that wait",
+        LOAD,
+        "        mine.queued += 1\n",
+        "",
+        DOORS,
     ),
 )
