@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,20 @@ async def run_streams(
 
 
 async def run(
-    pairs: int, ways: Sequence[str], contexts: Sequence[int], store: Path | None
+    pairs: int,
+    ways: Sequence[str],
+    contexts: Sequence[int],
+    store: Path | None,
+    limit_s: float = inf,
 ) -> dict[str, Any]:
-    """The report of one at a time."""
+    """The report of one at a time; behind `limit_s` no pair begins."""
     found: dict[tuple[int, str], list[Move]] = {}
-    different = 0
+    different, until_s = 0, time.monotonic() + limit_s
     async with both(ways, store) as (client, running):
         for pair in range(pairs):
+            if pair and time.monotonic() >= until_s:
+                pairs = pair
+                break
             for context in contexts:
                 texts = []
                 for way in ways[:: 1 if pair % 2 else -1]:
@@ -191,7 +199,13 @@ async def _main(arguments: argparse.Namespace) -> int:
             arguments.store,
         )
     else:
-        report = await run(arguments.pairs, arguments.ways, arguments.contexts, arguments.store)
+        report = await run(
+            arguments.pairs,
+            arguments.ways,
+            arguments.contexts,
+            arguments.store,
+            arguments.limit_s,
+        )
     written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
@@ -201,6 +215,9 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--ways", nargs=2, choices=WAYS, default=WAYS[:2], help="one to the other")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument(
+        "--limit-s", type=float, default=inf, help="from the start on, behind which no pair begins"
+    )
     parser.add_argument("--streams", type=int, default=1, help="that run in a mesh at once")
     parser.add_argument("--store", type=Path, help="a tensor store whose files are linked")
     parser.add_argument("--out", type=Path)

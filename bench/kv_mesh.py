@@ -25,7 +25,8 @@ Stats = Mapping[str, engine_pb2.EngineStats]
 
 
 def body_of(context: int, seed: int) -> dict[str, Any]:
-    """A question of about so many tokens, a word each."""
+    """A question of about so many tokens, a word each. It has no end before its limit: an end that
+    is ignored has no text, and a reader would take a run of them for a gap."""
     chance = random.Random(seed)
     words = " ".join(chance.choice(WORDS) for _ in range(context - 40))
     return {
@@ -33,7 +34,7 @@ def body_of(context: int, seed: int) -> dict[str, Any]:
         "max_tokens": MAX_TOKENS,
         "temperature": 0.9,
         "seed": seed,
-        "ignore_eos": True,
+        "min_tokens": MAX_TOKENS,
     }
 
 
