@@ -32,6 +32,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from bench import kv_streams, written
 from bench import mesh as meshes
 from bench.kv_mesh import (
+    NO_END,
     NOTICE_S,
     WAIT_S,
     body_of,
@@ -76,7 +77,7 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
         await until_warm(controller_pb2_grpc.ControllerServiceStub(channel), 1)
     await mesh.until_ready(2, WAIT_S)
     record = meshes.StreamRecord()
-    body = body_of(context, seed)
+    body = body_of(context, seed) | NO_END
     task = asyncio.create_task(meshes.stream_chat(client, mesh.url(), body, record))
     try:
         await meshes.until(lambda: len(record.arrivals_s) >= BEFORE, WAIT_S)

@@ -17,6 +17,9 @@ from services.common.roles import Role
 
 WORDS = ("river", "lantern", "copper", "window", "garden", "winter", "letter", "harbour", "silver")
 MAX_TOKENS = 1_000
+NO_END: dict[str, Any] = {"ignore_eos": False, "min_tokens": MAX_TOKENS}
+"""Of an answer that has no end before its limit, and a text with every token: an end that is
+ignored has none, and a reader takes a run of them for a gap."""
 NOTICE_S = 60
 WAIT_S = 240.0
 
@@ -25,8 +28,7 @@ Stats = Mapping[str, engine_pb2.EngineStats]
 
 
 def body_of(context: int, seed: int) -> dict[str, Any]:
-    """A question of about so many tokens, a word each. It has no end before its limit: an end that
-    is ignored has no text, and a reader would take a run of them for a gap."""
+    """A question of about so many tokens, a word each."""
     chance = random.Random(seed)
     words = " ".join(chance.choice(WORDS) for _ in range(context - 40))
     return {
@@ -34,7 +36,7 @@ def body_of(context: int, seed: int) -> dict[str, Any]:
         "max_tokens": MAX_TOKENS,
         "temperature": 0.9,
         "seed": seed,
-        "min_tokens": MAX_TOKENS,
+        "ignore_eos": True,
     }
 
 

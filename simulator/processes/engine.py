@@ -383,7 +383,7 @@ class SimulatedEngine(Process):
             reply(FailedPrecondition("not the head of this formation"))
             return
         until_s = self.clock.now_s + limit_s
-        copying = Copying(heirs)
+        copying = Copying(heirs, follows=follows)
         self._went = self.place, copying
         self._go_ahead(self.place, copying, until_s, reply, follows)
 
