@@ -171,10 +171,11 @@ experiments-tables: $(INSTALLED) ## Writes anew what is expected of all experime
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json
 
-docs: $(INSTALLED) ## Writes anew what the docs have from the sources: modules, fields of requests, commands
+docs: $(INSTALLED) ## Writes anew what the docs have from the sources: modules, fields of requests, commands, settings
 	$(BIN)/python docs/modules.py
 	$(BIN)/python docs/fields.py
 	$(BIN)/python docs/commands.py
+	$(BIN)/python docs/settings.py
 
 clean: down ## Removes what make and the services made here
 	rm -rf $(VENV) .venv-vllm .venv-clients .venv-infra gen build dist .shunt bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

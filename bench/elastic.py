@@ -137,7 +137,7 @@ class Watch:
             began_unix_s = await self._next(kind)
             began_s = time.monotonic() - (time.time() - began_unix_s)
             while True:
-                status = await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+                status = await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
                 draining = controller_pb2.NODE_STATE_DRAINING
                 going = {node.node_id for node in status.nodes if node.state == draining}
                 found = serving(status)

@@ -5,8 +5,8 @@ KV and one by replay, and takes turns between them. In each, one stream with a c
 tokens is under way when its pipeline's last node is given notice; the spare takes its place. What
 the reader waits for then, at the most, is the gap. The same text must come from both.
 
-With `--streams 64` so many of the first of the contexts run in each mesh, and all those of one
-pipeline move at once.
+With `--streams 64` so many run in each mesh, of the contexts in turn, and all those of one pipeline
+move at once. `--ways replay auto` compares what the mesh chooses for each of them instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bench.spares import until_warm
 from services.common import channels
 from services.common.roles import Role
 
-WAYS = ("replay", "kv")
+WAYS = ("replay", "kv", "auto")
 CONTEXTS = (500, 2_000, 7_000)
 BEFORE, BEHIND = 24, 40
 """Events of a stream before its node is given notice, and behind the hand-over."""
@@ -119,7 +119,7 @@ def figures(moves: Sequence[Move]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def both(
-    store: Path | None,
+    ways: Sequence[str], store: Path | None
 ) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, meshes.Mesh]]]:
     """A mesh of each way."""
     async with AsyncExitStack() as stack:
@@ -127,7 +127,7 @@ async def both(
         limits = httpx.Limits(max_connections=None)
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=WAIT_S, limits=limits))
         running: dict[str, meshes.Mesh] = {}
-        for way in WAYS:
+        for way in ways:
             up = meshes.running(
                 folder / way,
                 env={**os.environ, "SHUNT_CONTROLLER_HANDOVER": way},
@@ -138,30 +138,34 @@ async def both(
         yield client, running
 
 
-async def run_streams(pairs: int, streams: int, context: int, store: Path | None) -> dict[str, Any]:
+async def run_streams(
+    pairs: int, ways: Sequence[str], streams: int, contexts: Sequence[int], store: Path | None
+) -> dict[str, Any]:
     """The report of many at once."""
-    found: dict[str, list[kv_streams.Crowd]] = {way: [] for way in WAYS}
-    async with both(store) as (client, running):
+    found: dict[str, list[kv_streams.Crowd]] = {way: [] for way in ways}
+    asked = [contexts[number % len(contexts)] for number in range(streams)]
+    async with both(ways, store) as (client, running):
         for pair in range(pairs):
-            for way in WAYS[:: 1 if pair % 2 else -1]:
-                seed = 1_000 * pair
-                moved = await kv_streams.move_all(running[way], client, streams, context, seed)
+            for way in ways[:: 1 if pair % 2 else -1]:
+                moved = await kv_streams.move_all(running[way], client, asked, 1_000 * pair)
                 found[way].append(moved)
                 shown = {**asdict(moved), "texts": len(moved.texts), "way": way}
                 print(json.dumps(shown), file=sys.stderr, flush=True)
-    report = {"pairs": pairs, "streams": streams, "context": context}
-    return {**report, **kv_streams.compared(found)}
+    report = {"pairs": pairs, "streams": streams, "contexts": list(contexts)}
+    return {**report, **kv_streams.compared(found, asked)}
 
 
-async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[str, Any]:
+async def run(
+    pairs: int, ways: Sequence[str], contexts: Sequence[int], store: Path | None
+) -> dict[str, Any]:
     """The report of one at a time."""
     found: dict[tuple[int, str], list[Move]] = {}
     different = 0
-    async with both(store) as (client, running):
+    async with both(ways, store) as (client, running):
         for pair in range(pairs):
             for context in contexts:
                 texts = []
-                for way in WAYS[:: 1 if pair % 2 else -1]:
+                for way in ways[:: 1 if pair % 2 else -1]:
                     moved = await move(running[way], client, context, 100 * pair + context)
                     found.setdefault((context, way), []).append(moved)
                     texts.append(moved.text)
@@ -171,19 +175,23 @@ async def run(pairs: int, contexts: Sequence[int], store: Path | None) -> dict[s
                 different += texts[0][:common] != texts[1][:common]
     report: dict[str, Any] = {"pairs": pairs, "different": different}
     for context in contexts:
-        by_way = {way: figures(found[context, way]) for way in WAYS}
-        replay, kv = (by_way[way]["gap_s"]["p50"] for way in WAYS)
-        report[str(context)] = by_way | {"ratio": round(kv / replay, 3)}
+        by_way = {way: figures(found[context, way]) for way in ways}
+        first, second = (by_way[way]["gap_s"]["p50"] for way in ways)
+        report[str(context)] = by_way | {"ratio": round(second / first, 3)}
     return report
 
 
 async def _main(arguments: argparse.Namespace) -> int:
     if arguments.streams > 1:
         report = await run_streams(
-            arguments.pairs, arguments.streams, arguments.contexts[0], arguments.store
+            arguments.pairs,
+            arguments.ways,
+            arguments.streams,
+            arguments.contexts,
+            arguments.store,
         )
     else:
-        report = await run(arguments.pairs, arguments.contexts, arguments.store)
+        report = await run(arguments.pairs, arguments.ways, arguments.contexts, arguments.store)
     written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
@@ -191,6 +199,7 @@ async def _main(arguments: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--ways", nargs=2, choices=WAYS, default=WAYS[:2], help="one to the other")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--streams", type=int, default=1, help="that run in a mesh at once")
     parser.add_argument("--store", type=Path, help="a tensor store whose files are linked")

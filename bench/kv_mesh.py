@@ -41,7 +41,7 @@ async def engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
     """Of each engine that is there, by its process."""
     async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     found = {}
     for node in status.nodes:
         if not node.address:  # it is being launched
@@ -49,7 +49,7 @@ async def engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
         async with channels.open_channel(node.address, Role.ENGINE) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             with suppress(grpc.aio.AioRpcError):  # it ends, or begins
-                told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
+                told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=60)
                 found[told.incarnation] = told.stats
     return found
 

@@ -37,8 +37,8 @@ class Crowd:
 
     streams: int
     """That moved."""
-    longest_gap_s: float
-    median_gap_s: float
+    gaps_s: dict[int, float]
+    """Of each of them, by its number."""
     computed_positions: int
     moved_by: dict[str, int]
     went_ahead: dict[str, str]
@@ -47,6 +47,14 @@ class Crowd:
     """Rate of decoding while blocks went ahead, of that before the notice."""
     texts: dict[int, str]
     """Of each that moved."""
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max(self.gaps_s.values())
+
+    @property
+    def median_gap_s(self) -> float:
+        return median(self.gaps_s.values())
 
 
 def rate(records: Sequence[meshes.StreamRecord], start_s: float, end_s: float) -> float:
@@ -75,14 +83,14 @@ async def _running(
 
 
 async def move_all(
-    mesh: meshes.Mesh, client: httpx.AsyncClient, streams: int, context: int, seed: int
+    mesh: meshes.Mesh, client: httpx.AsyncClient, contexts: Sequence[int], seed: int
 ) -> Crowd:
-    """Of all streams of one of the two pipelines."""
+    """Of all streams of one of the two pipelines; there is one for each of the contexts."""
     async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         await until_warm(stub, 1)
         await mesh.until_ready(2, WAIT_S)
-        bodies = [body_of(context, seed + number) for number in range(streams)]
+        bodies = [body_of(context, seed + number) for number, context in enumerate(contexts)]
         async with _running(mesh, client, bodies) as records:
             await asyncio.sleep(RATED_S)
             lines, struck, tail = await _struck(mesh)
@@ -109,17 +117,16 @@ async def move_all(
         ),
         None,
     )
-    gaps = [record.longest_gap_s(told_s) for record in moving.values()]
+    moved = {n: r for n, r in enumerate(records) if r.generation_id in moving}
     during = rate(list(moving.values()), told_s, ahead[1]) if ahead else 0.0
     return Crowd(
         len(moving),
-        max(gaps),
-        median(gaps),
+        {number: record.longest_gap_s(told_s) for number, record in moved.items()},
         computed_positions(before, after),
         dict(Counter(str(lines[name]["moved_by"]) for name in moving)),
         ahead[0] if ahead else {},
         during / rate(list(moving.values()), told_s - RATED_S, told_s) if ahead else None,
-        {number: r.text for number, r in enumerate(records) if r.generation_id in moving},
+        {number: record.text for number, record in moved.items()},
     )
 
 
@@ -151,17 +158,33 @@ def figures(crowds: Sequence[Crowd]) -> dict[str, Any]:
     }
 
 
-def compared(by_way: dict[str, list[Crowd]]) -> dict[str, Any]:
-    """The report of both ways, of which each pair had the same questions."""
+def compared(by_way: dict[str, list[Crowd]], contexts: Sequence[int]) -> dict[str, Any]:
+    """The report of two ways, of which each pair had the same questions."""
+    first, second = by_way
     longest = {way: median(c.longest_gap_s for c in crowds) for way, crowds in by_way.items()}
     different = 0
-    for replay, kv in zip(by_way["replay"], by_way["kv"], strict=True):
-        for number in replay.texts.keys() & kv.texts.keys():
-            one, other = replay.texts[number], kv.texts[number]
-            common = min(len(one), len(other))
-            different += one[:common] != other[:common]
+    for one, other in zip(*by_way.values(), strict=True):
+        for number in one.texts.keys() & other.texts.keys():
+            texts = one.texts[number], other.texts[number]
+            common = min(map(len, texts))
+            different += texts[0][:common] != texts[1][:common]
     return {
         "different": different,
         **{way: figures(crowds) for way, crowds in by_way.items()},
-        "ratio_of_longest_gaps": round(longest["kv"] / longest["replay"], 3),
+        "median_gap_s_by_context": {
+            str(context): {way: _of_context(by_way[way], contexts, context) for way in by_way}
+            for context in sorted(set(contexts))
+        },
+        "ratio_of_longest_gaps": round(longest[second] / longest[first], 3),
     }
+
+
+def _of_context(crowds: Sequence[Crowd], contexts: Sequence[int], context: int) -> float | None:
+    """Of all that had it and moved; None: none did."""
+    gaps = [
+        gap_s
+        for crowd in crowds
+        for number, gap_s in crowd.gaps_s.items()
+        if contexts[number] == context
+    ]
+    return round(median(gaps), 3) if gaps else None

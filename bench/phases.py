@@ -6,6 +6,10 @@ until routers know is told. To each the same requests come at the same random ti
 kinds, conversation and code, of an eighth of the lengths that such requests had in a public trace
 (medians of Azure's of November 2023). An answer counts for the goodput when its first token came
 within one target and the others within another, in the mean. The same text must come from both.
+
+`python -m bench.phases --prompt 2000 --rounds 5` asks one request at a time instead, with a prompt
+of so many tokens: what lies between its first token and its second one, which where phases are
+apart comes from another pipeline.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench import written
-from bench.kv_mesh import WORDS
+from bench.kv_mesh import WORDS, body_of
 from services.common import channels
 from services.common.roles import Role
 
@@ -38,6 +43,8 @@ SPREAD = 0.5
 """Standard deviation of a length's logarithm."""
 WAYS = {"both": ("both", "both"), "split": ("prefill", "decode")}
 WAIT_S = 300.0
+ALONE_TOKENS = 24
+"""Of an answer that is asked for alone."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,56 @@ async def flip(mesh: meshes.Mesh, phases: Sequence[str]) -> float:
     return took_s * 1e3
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What came of a request that nothing else ran beside."""
+
+    first_s: float
+    """Until its first token."""
+    second_s: float
+    """From that to the second one."""
+    later_s: float
+    """Between two of the others, the median."""
+    text: str
+
+
+async def alone(mesh: meshes.Mesh, client: httpx.AsyncClient, prompt: int, salt: str) -> Alone:
+    """Of one with a prompt of so many tokens."""
+    body = body_of(prompt, prompt) | {"max_tokens": ALONE_TOKENS, "cache_salt": salt}
+    record, begin_s = meshes.StreamRecord(), time.monotonic()
+    await meshes.stream_chat(client, mesh.url(), body, record)
+    at_s = record.arrivals_s
+    if not record.complete or len(at_s) < 4:
+        raise RuntimeError(f"an answer is not whole: {record.error}")
+    later = [after - before for before, after in pairwise(at_s[1:])]
+    return Alone(at_s[0] - begin_s, at_s[1] - at_s[0], statistics.median(later), record.text)
+
+
+async def run_alone(
+    mesh: meshes.Mesh, client: httpx.AsyncClient, prompt: int, rounds: int
+) -> dict[str, Any]:
+    """The report of one request at a time."""
+    found: dict[str, list[Alone]] = {way: [] for way in WAYS}
+    flips: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds):
+        for way in sorted(WAYS, reverse=bool(number % 2)):
+            flips[way].append(await flip(mesh, WAYS[way]))
+            found[way].append(await alone(mesh, client, prompt, f"{way} {number}"))
+            shown = {**asdict(found[way][-1]), "text": len(found[way][-1].text), "way": way}
+            print(json.dumps(shown), file=sys.stderr, flush=True)
+    texts = {one.text for answers in found.values() for one in answers}
+    report: dict[str, Any] = {"prompt_tokens": prompt, "different": len(texts) - 1}
+    for way, answers in found.items():
+        report[way] = {
+            "answers": len(answers),
+            "first_token_s": quantiles([one.first_s for one in answers]),
+            "second_token_s": quantiles([one.second_s for one in answers]),
+            "later_token_s": quantiles([one.later_s for one in answers]),
+            "flips_ms": [round(one, 1) for one in flips[way] if one],
+        }
+    return report
+
+
 async def _ask(client: httpx.AsyncClient, url: str, request: Request, salt: str) -> Answer:
     record, begin_s = meshes.StreamRecord(), time.monotonic()
     await meshes.stream_chat(client, url, request.body | {"cache_salt": salt}, record)
@@ -186,27 +243,22 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(statistics.median(ordered), 3), "p95": round(p95, 3)}
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report."""
+async def run_loads(
+    mesh: meshes.Mesh, client: httpx.AsyncClient, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The report of goodput."""
     found = {way: Found() for way in WAYS}
     different = 0
-    with tempfile.TemporaryDirectory(prefix="shunt-phases-") as folder:
-        up = meshes.running(
-            Path(folder) / "mesh",
-            options=("--node-speeds", arguments.node_speeds, "--phases", "prefill,decode"),
-            store=arguments.store,
-        )
-        async with up as mesh, httpx.AsyncClient(timeout=WAIT_S) as client:
-            for number in range(arguments.rounds):
-                load = requests(number, arguments.requests, arguments.rate)
-                texts = {}
-                for way in sorted(WAYS, reverse=bool(number % 2)):
-                    found[way].flips_ms.append(await flip(mesh, WAYS[way]))
-                    answers, took_s = await play(mesh, client, load, f"{way} {number}")
-                    found[way].answers += answers
-                    found[way].took_s += took_s
-                    texts[way] = [answer.text for answer in answers]
-                different += sum(a != b for a, b in zip(texts["both"], texts["split"], strict=True))
+    for number in range(arguments.rounds):
+        load = requests(number, arguments.requests, arguments.rate)
+        texts = {}
+        for way in sorted(WAYS, reverse=bool(number % 2)):
+            found[way].flips_ms.append(await flip(mesh, WAYS[way]))
+            answers, took_s = await play(mesh, client, load, f"{way} {number}")
+            found[way].answers += answers
+            found[way].took_s += took_s
+            texts[way] = [answer.text for answer in answers]
+        different += sum(a != b for a, b in zip(texts["both"], texts["split"], strict=True))
     report: dict[str, Any] = {
         "targets_s": {"ttft": arguments.ttft, "tpot": arguments.tpot},
         "rate_rps": arguments.rate,
@@ -215,6 +267,20 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for way, those in found.items():
         report[way] = figures(those, arguments.ttft, arguments.tpot)
     return report
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report."""
+    with tempfile.TemporaryDirectory(prefix="shunt-phases-") as folder:
+        up = meshes.running(
+            Path(folder) / "mesh",
+            options=("--node-speeds", arguments.node_speeds, "--phases", "prefill,decode"),
+            store=arguments.store,
+        )
+        async with up as mesh, httpx.AsyncClient(timeout=WAIT_S) as client:
+            if arguments.prompt:
+                return await run_alone(mesh, client, arguments.prompt, arguments.rounds)
+            return await run_loads(mesh, client, arguments)
 
 
 async def _main(arguments: argparse.Namespace) -> int:
@@ -227,6 +293,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--requests", type=int, default=40, help="of each round and way")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens; one request at a time")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--ttft", type=float, default=2.0, help="target, in seconds")
     parser.add_argument("--tpot", type=float, default=0.2, help="target, in seconds")

@@ -47,7 +47,7 @@ async def until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
     """The layers that spares hold, once as many as are wanted hold all that they have room for."""
     async with asyncio.timeout(WARM_S):
         while True:
-            status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+            status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
             stages = {
                 (stage.layers.start, stage.layers.end)
                 for pipeline in status.pipelines
@@ -61,7 +61,7 @@ async def until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
 
 async def _layers(stub: Any, kill: chaos.Kill) -> tuple[int, int]:
     """Of the stage that is to be killed."""
-    status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     stages = next(p.stages for p in status.pipelines if p.pipeline_id == kill.pipeline)
     layers = stages[kill.stage].layers
     return layers.start, layers.end
@@ -70,7 +70,7 @@ async def _layers(stub: Any, kill: chaos.Kill) -> tuple[int, int]:
 async def _returned(stub: Any, kill: chaos.Kill, held: bool, killed_unix_s: float) -> Return:
     request = controller_pb2.WatchEventsRequest()  # an event may come behind the status it tells of
     steps_s: dict[str, float] = {}
-    events = stub.WatchEvents(request, timeout=30)
+    events = stub.WatchEvents(request, timeout=60)
     try:
         async for event in events:
             at_s = event.time_unix_s - killed_unix_s

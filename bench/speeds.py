@@ -28,14 +28,14 @@ class NodeSpeed:
 async def node_speeds(controller: grpc.aio.Channel) -> list[NodeSpeed]:
     """Of the nodes that made steps."""
     stub = controller_pb2_grpc.ControllerServiceStub(controller)
-    status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+    status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     speeds = []
     for node in status.nodes:
         if node.state != controller_pb2.NODE_STATE_READY:
             continue
         async with channels.open_channel(node.address, Role.ENGINE) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
-            told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
+            told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=60)
         stats, declared = told.stats, node.machine.relative_speed
         if stats.computed_s:
             slowness = stats.stepped_s / stats.computed_s

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,8 @@ from rich.console import Console
 
 from services.cli.layout import MODEL, NODE_SPEEDS, MeshOptions
 from services.cli.mesh_directory import MeshDirectory
+from services.cli.mesh_option import DEFAULT_DATA_DIR, DataDir, mesh_in
+from services.cli.plan import OF_PLAN
 from services.cli.told import complain, told
 from services.common.addresses import MAX_CONTROLLERS
 from services.common.nodes import Backend
@@ -36,9 +38,6 @@ MOUNTED = {
 }
 """Commands of their own; a module is imported only when its name is called."""
 
-DataDir = Annotated[Path, typer.Option("--data-dir", help="One mesh a data directory.")]
-DEFAULT_DATA_DIR = Path(".shunt")
-
 console = Console()
 app = typer.Typer(
     help="Serves large language models on spot instances.",
@@ -46,17 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def mesh_in(data_dir: Path) -> MeshDirectory:
-    """A mesh, to which this process speaks as its operator, where there are certificates."""
-    from services.common.settings import TlsSettings
-
-    directory = MeshDirectory(data_dir)
-    state = told(directory.read)
-    if state is not None and state.certificates is not None:
-        os.environ.setdefault(TlsSettings.name_of("directory"), state.certificates)
-    return directory
 
 
 @app.command()
@@ -246,67 +234,6 @@ def events(
     told(lambda: print_events(found, kind, as_json))
 
 
-def apply_plan(
-    file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-) -> None:
-    """Hands the running mesh a plan; it is carried out while the mesh serves."""
-    from services.cli.apply import apply_plan as hand_over
-
-    number = told(lambda: asyncio.run(hand_over(mesh_in(data_dir), file)))
-    console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
-
-
-def diff_plan(
-    file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-) -> None:
-    """Says what `apply` would change, and changes nothing."""
-    from services.cli.plan_diff import diff_text, plan_diff
-
-    diff = told(lambda: asyncio.run(plan_diff(mesh_in(data_dir), file)))
-    if as_json:
-        print(json.dumps(diff))
-    else:
-        console.print(diff_text(diff), soft_wrap=True)
-
-
-def why_plan(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-    what_ifs: Annotated[
-        bool, typer.Option(help="Ask placement, too, what something else would change.")
-    ] = True,
-) -> None:
-    """Says why the mesh has the plan it has, and what would make another one."""
-    from services.cli.why import explained, why_text
-
-    why = told(lambda: asyncio.run(explained(mesh_in(data_dir), what_ifs)))
-    if as_json:
-        print(json.dumps(why))
-    else:
-        console.print(why_text(why))
-
-
-def replan_now(
-    data_dir: DataDir = DEFAULT_DATA_DIR,
-    budget_per_hour: Annotated[
-        float | None,
-        typer.Option(min=0, help="From now on: most dollars an hour of all nodes; 0: any."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-) -> None:
-    """Has the mesh ask for another plan at once; one that is worth its move is carried out."""
-    from services.cli.replan import replanned, replanned_text
-
-    found = told(lambda: asyncio.run(replanned(mesh_in(data_dir), budget_per_hour)))
-    if as_json:
-        print(json.dumps(found))
-    else:
-        console.print(replanned_text(found), soft_wrap=True)
-
-
 @app.command()
 def deploy(
     model: Annotated[str, typer.Argument(help="The model, as the store names it.")],
@@ -387,15 +314,6 @@ def node(
     run_node()
 
 
-OF_MESH: Mapping[str, Callable[..., None]] = {
-    "apply": apply_plan,
-    "diff": diff_plan,
-    "now": replan_now,
-    "why": why_plan,
-}
-"""Commands of `shunt plan` that are about the plan of a running mesh."""
-
-
 def _leave(number: int, frame: object) -> None:
     """What was started for this command is ended on the way out, as by Ctrl-C."""
     sys.exit(128 + number)
@@ -404,7 +322,7 @@ def _leave(number: int, frame: object) -> None:
 def commands_of(name: str) -> typer.Typer:
     """Those below one name; for one call a process."""
     commands: typer.Typer = importlib.import_module(MOUNTED[name][0]).app
-    for command, of_mesh in OF_MESH.items() if name == "plan" else ():
+    for command, of_mesh in OF_PLAN.items() if name == "plan" else ():
         commands.command(command)(of_mesh)
     return commands
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def _check_keys(path: Path) -> None:
 
 _FLAGS = {"market_file": "market", "node_backend": "backend"}
 """Those that are called otherwise than the setting."""
+_WORDS = re.compile(r"[a-z]+(?:_[a-z]+)+")
 
 
 def check_controller(options: MeshOptions) -> None:
@@ -105,15 +107,16 @@ def check_controller(options: MeshOptions) -> None:
     }
     if options.market is not None:
         given["market_file"] = options.market
+    flags = {name: f"--{_FLAGS.get(name, name.replace('_', '-'))}" for name in given}
     try:
         ControllerSettings(**given)
     except ValidationError as error:
         for fault in error.errors():  # the controller itself says what is wrong with its others
             field = str(fault["loc"][0]) if fault["loc"] else ""
             if field in given:
-                flag = _FLAGS.get(field, field.replace("_", "-"))
                 reason = fault["msg"].removeprefix("Value error, ")
-                raise MeshError(f"--{flag}: {reason}") from None
+                told = _WORDS.sub(lambda word: flags.get(word[0], word[0]), reason)
+                raise MeshError(f"{flags[field]}: {told}") from None
 
 
 def check_standbys(options: MeshOptions) -> None:

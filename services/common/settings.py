@@ -54,8 +54,11 @@ class TlsSettings(BaseSettings):
     )
 
     certificate: FilePath | None = None
+    """The service's own, PEM, with the names that it is reached by."""
     key: FilePath | None = None
+    """That of the certificate, PEM."""
     authority: FilePath | None = None
+    """Certificates of who may have issued those of others, PEM."""
 
     directory: DirectoryPath | None = None
     """Of certificate.pem, key.pem and authority.pem, for files that are not named one by one."""
@@ -129,14 +132,23 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_nested_delimiter="__")
 
     host: str = "127.0.0.1"
+    """Address that it listens on; beyond loopback it needs certificates or the mesh's token."""
     grpc_port: int = Field(default=0, ge=0, le=65535)
+    """Port of its gRPC API; 0: a free one."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of /metrics; 0: a free one; unset: it is not served."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The least that its log, JSON lines on stderr, has."""
     environment: Literal["development", "production"] = "development"
+    """In development the API can be listed (gRPC reflection)."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1 << 20, le=1 << 30)
+    """The largest gRPC message that it sends or takes: the same for all services of a mesh."""
     max_concurrent_rpcs: int = Field(default=4096, ge=1)
+    """Calls that it serves at a time; one more is refused."""
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=600)
+    """Told to stop, open calls have this long to end by themselves."""
     tls: TlsSettings = Field(default_factory=TlsSettings)
+    """Certificates of this service alone; else those of SHUNT_TLS_*."""
 
     @property
     def is_for_the_mesh(self) -> bool:

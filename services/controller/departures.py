@@ -14,6 +14,7 @@ from math import inf
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
+from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
@@ -28,6 +29,9 @@ from services.controller.kv_sources import KvSources, kv_members, source_of
 from services.controller.pushes import Pushes
 
 _log = logging.getLogger(__name__)
+
+LAST_BLOCKS = 2
+"""Behind what went ahead so many travel in the round that every push has, behind its seal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +68,15 @@ class Departures:
         self._kv = kv
         self._block_positions = block_positions
         self._link = Link()
-        self._ahead: set[str] = set()
-        """Formations whose blocks have gone ahead."""
+        self._ahead: dict[str, dict[str, int]] = {}
+        """Blocks that have gone ahead, by formation and generation."""
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
         """Until nothing runs there any more, or the head does not answer; the cluster is told.
         Whoever drains the formation cancels this."""
         formation_id = action.formation_id
-        runs_at = self._cluster.view.runs_at(formation_id)
+        runs_at = await self._measured(formation_id, action.head)
         if runs_at is None:
             return
         self._kv.departs(formation_id, action.members)
@@ -83,6 +87,7 @@ class Departures:
             action.head,
             block_bytes=self._block_bytes(runs_at),
             block_positions=self._block_positions,
+            over=self._ahead.setdefault(formation_id, {}),
             clock=self._clock,
         )
         going = asyncio.create_task(pushes.run())
@@ -146,8 +151,23 @@ class Departures:
         link_bytes_per_s = self._link.bytes_per_s(self._clock())
         return replace(rates, link_bytes_per_s=link_bytes_per_s, push_s=rates.push_s or PUSH_S)
 
+    async def _measured(self, formation_id: str, head: Member) -> RunsAt | None:
+        """What it serves. Of one that stood before the size of its blocks was noted the head is
+        asked; while it does not say so its blocks go nowhere."""
+        view = self._cluster.view
+        runs_at = view.runs_at(formation_id)
+        if runs_at is None or runs_at.kv_block_bytes is not None or not self._kv.travels:
+            return runs_at
+        try:
+            size_bytes = await self._engines.block_bytes(formation_id, head)
+        except ShuntError as error:
+            _log.warning("a head does not say how large blocks are", extra={"why": error.message})
+        else:
+            self._cluster.measured(formation_id, size_bytes)
+        return view.runs_at(formation_id)
+
     def _block_bytes(self, runs_at: RunsAt) -> int:
-        return runs_at.kv_block_bytes if self._kv.travels else 0
+        return (runs_at.kv_block_bytes or 0) if self._kv.travels else 0
 
     def _room(self, formation_id: str) -> float:
         """Positions that the formations beside it have free."""
@@ -161,12 +181,12 @@ class Departures:
         """Has blocks of what runs there go ahead to where it will go on: to formations that serve,
         else to who follows its own. Raises ShuntError."""
         name, view = action.formation_id, self._cluster.view
-        runs_at = view.runs_at(name)
+        runs_at = await self._measured(name, action.head)
         if runs_at is None:
             return
         heirs: dict[str, list[str]] = {}
         promised = {} if action.waited_for else self._journaled.promise(name)
-        for move in self._at_once(name, runs_at, ahead=True):
+        for move in self._at_once(name, runs_at, goes_ahead=True):
             head = promised.get(move.generation_id)
             if move.choice is Choice.PUSH and (head is not None or action.followers):
                 there = head.route.formation_id if head is not None else ""
@@ -189,41 +209,47 @@ class Departures:
         if ahead.tells_of_link():
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         if view.runs_at(name) is not None:
-            self._ahead.add(name)
+            self._ahead[name] = dict(ahead.blocks_of)
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
 
-    def end(self, formation_id: str) -> frozenset[str]:
-        """All that still runs there leaves it now; names of those whose ids are read again, whether
-        or not blocks travel."""
+    def end(self, formation_id: str) -> tuple[Move, ...]:
+        """All that still runs there leaves it now, each as this says."""
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is None:
-            return frozenset()
-        moves = self._at_once(formation_id, runs_at, ahead=formation_id in self._ahead)
-        self._ahead.discard(formation_id)
+            return ()
+        moves = self._at_once(formation_id, runs_at)
+        self.forget(formation_id)
         self._tell(runs_at.pipeline_id, moves)
-        return frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
+        return moves
 
     def forget(self, formation_id: str) -> None:
         """It is no more, drained or not."""
-        self._ahead.discard(formation_id)
+        self._ahead.pop(formation_id, None)
 
-    def _at_once(self, formation_id: str, runs_at: RunsAt, *, ahead: bool) -> tuple[Move, ...]:
+    def _at_once(
+        self, formation_id: str, runs_at: RunsAt, *, goes_ahead: bool = False
+    ) -> tuple[Move, ...]:
         """What becomes of each that runs in a formation, if all leave it now; their blocks travel
-        behind the seal unless they go `ahead`."""
-        size, now_s = self._block_bytes(runs_at), self._clock()
-        streams = [
-            one.with_blocks(size, self._block_positions)
+        behind the seal, but for those that have gone ahead, unless all of them are to do so."""
+        size, positions, now_s = self._block_bytes(runs_at), self._block_positions, self._clock()
+        streams = {
+            one.generation_id: one.with_blocks(size, positions)
             for one in self._journaled.streams(formation_id)
-        ]
-        if self._kv.handover == "auto":
-            rates = self._journaled.rates(runs_at.model, inf)
-            if not ahead:
-                link = max(1.0, self._link.bytes_per_s(now_s))
-                rates = replace(rates, link_bytes_per_s=link)
-            return cheapest(streams, rates, now_s)
-        return at_once(streams, now_s, travels=self._kv.travels)
+        }
+        if self._kv.handover != "auto":
+            return at_once(streams.values(), now_s, travels=self._kv.travels)
+        rates = self._journaled.rates(runs_at.model, inf)
+        if goes_ahead:
+            return cheapest(streams.values(), rates, now_s)
+        rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
+        left = {
+            name: streams[name].with_blocks(size, positions, over + LAST_BLOCKS).bytes or 0
+            for name, over in self._ahead.get(formation_id, {}).items()
+            if over and name in streams
+        }
+        return cheapest(streams.values(), rates, now_s, left)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:
         for move in moves:

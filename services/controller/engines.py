@@ -10,10 +10,11 @@ from collections.abc import (
     Collection,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -37,6 +38,7 @@ class EngineTimeouts:
     hold_progress_s: float = 60.0
     """A hold that reports no progress for this long has failed."""
     form_s: float = 10.0
+    describe_s: float = 1.0
     dissolve_s: float = 1.0
     drain_s: float = 10.0
     cancel_s: float = 2.0
@@ -65,12 +67,18 @@ class WentAhead:
     """From process to process."""
     took_s: float = 0.0
     over: bool = False
-    """None of them lacks more than the last full block of a sequence."""
+    """Each of them has begun, and lacks no more than the last full block of a sequence."""
+    full: bool = False
+    """Where they are, or go on, there was no room for all of the last round."""
+    blocks_of: Mapping[str, int] = field(default_factory=dict)
+    """The blocks, by generation."""
 
     def tells_of_link(self, before: int = 0) -> bool:
-        """Bytes went over it, or did not though they were to. Where all of it lies there already
-        nothing follows; so many blocks did `before`."""
-        return self.size_bytes > 0 or (self.blocks == before and not self.over)
+        """Bytes went over it, or did not though they were to. Where all of it lies there already,
+        or has no room there, nothing follows; so many blocks did `before`."""
+        if self.size_bytes:
+            return True
+        return bool(self.rounds) and self.blocks == before and not self.over and not self.full
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -160,6 +168,18 @@ class Engines:
             reply = await stub.Form(request, timeout=self._timeouts.form_s)
         return reply.kv_block_bytes
 
+    async def block_bytes(self, formation_id: str, head: Member) -> int:
+        """Of a full block of all layers of a formation that stands, as `form` tells it. Raises
+        Unavailable for one that the head is not in."""
+        with _domain_errors():
+            stub = self._stub(head.address)
+            told = await stub.Describe(
+                engine_pb2.DescribeRequest(), timeout=self._timeouts.describe_s
+            )
+        if told.formation_id != formation_id:
+            raise Unavailable("the head is in another formation", field="formation_id")
+        return told.kv_block_bytes
+
     async def dissolve(self, formation_id: str, member: Member) -> None:
         request = engine_pb2.DissolveRequest(formation_id=formation_id)
         with _domain_errors():
@@ -219,7 +239,14 @@ class Engines:
             stub = self._stub(head.address)
             said = await stub.CopyKv(request, timeout=limit_s + self._timeouts.drain_s)
         return WentAhead(
-            said.rounds, said.blocks, said.cached, said.copied_bytes, said.copied_s, said.over
+            said.rounds,
+            said.blocks,
+            said.cached,
+            said.copied_bytes,
+            said.copied_s,
+            said.over,
+            said.full,
+            dict(said.generation_blocks),
         )
 
     async def cancel(

@@ -20,6 +20,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.turns import Turns
+from services.controller.core.departure.move import Move
 from services.controller.departures import Departures
 from services.controller.engines import Engines
 from services.controller.kv_sources import KvSources
@@ -81,8 +82,8 @@ class Formations:
                 self._begin(self._copy_ahead(action), action.head.node_id)
             case DrainFormation():
                 self._end_departure(action.formation_id)
-                replayed = self._departures.end(action.formation_id)
-                self._begin(self._drain(action, replayed), action.head.node_id)
+                moves = self._departures.end(action.formation_id)
+                self._begin(self._drain(action, moves), action.head.node_id)
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
@@ -142,13 +143,13 @@ class Formations:
         if departing is not None:
             departing.cancel()
 
-    async def _drain(self, action: DrainFormation, replayed: Collection[str]) -> None:
+    async def _drain(self, action: DrainFormation, moves: Collection[Move]) -> None:
         kv, name = self._kv, action.formation_id
-        kv.drains(name, action.members, replayed)
+        replayed = kv.drains(name, action.members, moves)
         sealed = None
         try:
             sealed = await self._engines.drain(
-                name, action.head, keep_kv=kv.travels, replayed=replayed if kv.travels else ()
+                name, action.head, keep_kv=replayed is not None, replayed=replayed or ()
             )
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())

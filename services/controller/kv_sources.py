@@ -10,6 +10,7 @@ from typing import Literal
 
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
+from services.controller.core.departure.move import Choice, Move
 
 Handover = Literal["auto", "replay", "kv"]
 
@@ -74,15 +75,18 @@ class KvSources:
             kept.replayed.update(replayed)
 
     def drains(
-        self, formation_id: str, members: Sequence[Member], replayed: Collection[str] = ()
-    ) -> None:
-        """A formation is being sealed, and its stages keep what they have, but of generations
-        that are `replayed`."""
-        if not self.travels:
-            return
+        self, formation_id: str, members: Sequence[Member], moves: Collection[Move]
+    ) -> frozenset[str] | None:
+        """A formation is being sealed. Its stages keep what they have, but of these generations,
+        whose ids are read again; None: of all, where that is chosen for all that are known."""
+        replayed = frozenset(m.generation_id for m in moves if m.choice is Choice.REPLAY)
+        chosen_for_all = self.handover == "auto" and len(replayed) == len(moves)
+        if not self.travels or (chosen_for_all and formation_id not in self._kept):
+            return None
         kept = self._kept.setdefault(formation_id, self._of(formation_id, members, None))
         kept.pushed = None
         kept.replayed.update(replayed)
+        return replayed
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""

@@ -33,9 +33,11 @@ class Pushes:
         *,
         block_bytes: int,
         block_positions: int,
+        over: dict[str, int],
         clock: Callable[[], float],
     ) -> None:
-        """`block_bytes` are those of a full block of all layers; 0: blocks go nowhere."""
+        """`block_bytes` are those of a full block of all layers; 0: blocks go nowhere. How many
+        blocks of each generation are where it goes on is noted in `over`."""
         self.went = asyncio.Event()
         """Something is over, or will not be."""
         self._engines, self._link = engines, link
@@ -45,8 +47,7 @@ class Pushes:
         self._going: dict[str, Heir] = {}
         """In the order in which they began."""
         self._begun = asyncio.Event()
-        self._over: dict[str, int] = {}
-        """Blocks of each that are where it goes on."""
+        self._over = over
         self._whole: set[str] = set()
         """Those that lack no more than their last one."""
         self._stay: set[str] = set()

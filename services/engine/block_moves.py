@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition
@@ -33,14 +33,37 @@ COPYING_AGAIN_S = 2.0
 """Who asks again this soon for blocks to go ahead goes on where it was."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What came of blocks that an heir was to keep."""
+
+    size_bytes: int
+    """From process to process."""
+    whole: bool
+    """All its members keep all of them."""
+    full: bool
+    """One of them had no room for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What came of blocks that went together."""
+
+    size_bytes: int
+    """From process to process."""
+    full: bool
+    """A stage here, or an heir, had no room for all of them."""
+
+
 class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
         self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
-    ) -> bool:
+    ) -> int | None:
         """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. False: some stage did not answer, and may be at it yet."""
+        ones nothing more. So many every stage has room for; None: some stage did not answer, and
+        may be at it yet."""
         ...
 
     async def store(
@@ -50,9 +73,8 @@ class KvMoves(Protocol):
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
-    ) -> int | None:
-        """All members of the heir keep what the source keeps of these, of their layers: bytes that
-        came for it from process to process. None: not all of it, or not in time."""
+    ) -> Stored:
+        """All members of the heir keep what the source keeps of these, of their layers."""
         ...
 
     async def cache(
@@ -85,7 +107,11 @@ class Copied:
     """From process to process."""
     took_s: float = 0.0
     over: bool = False
-    """None lacks more than the block behind its last."""
+    """Each has begun, and none lacks more than the block behind its last."""
+    full: bool = False
+    """Of the last round somebody had no room for all that was for him to keep."""
+    blocks_of: Mapping[str, int] = field(default_factory=dict)
+    """The blocks, by generation."""
 
 
 class BlockMoves:
@@ -137,13 +163,12 @@ class BlockMoves:
         self, formation_id: str, replayed: Collection[str], *, last: bool
     ) -> None:
         """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more. One that waited for a place may have begun
-        as others do whose step is on its way: what is named by that is computed when it is back."""
+        behind the `last` of them there is nothing more."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            if await self._computed(formation):
+            if await self._computed(formation, kept):
                 await self._kept(formation, kept, last=last)
 
     async def copy(
@@ -167,14 +192,19 @@ class BlockMoves:
         try:
             while (left_s := until_s - self._clock()) > 0:
                 began_s = self._clock()
-                size_bytes = await self._go_ahead(formation, copying, source, until_s)
-                if size_bytes is None:
-                    if follows and copying.over and await self._goes_on(formation, copying, left_s):
+                came = await self._go_ahead(formation, copying, source, until_s)
+                if came is None:
+                    if (
+                        follows
+                        and copying.taken
+                        and await self._goes_on(formation, copying, left_s)
+                    ):
                         continue
                     break
                 took_s = self._clock() - began_s
                 copied.rounds += 1
-                copied.size_bytes += size_bytes
+                copied.size_bytes += came.size_bytes
+                copied.full = came.full
                 copied.took_s += took_s
                 rest_s = took_s * (1 / self._ahead_share - 1)
                 await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
@@ -183,7 +213,8 @@ class BlockMoves:
         finally:
             if not follows and formation is self._headed():
                 self._copied = copying, self._clock()
-        copied.blocks, copied.cached, copied.over = copying.blocks, copying.cached, copying.over
+        copied.blocks, copied.blocks_of = copying.blocks, copying.blocks_of
+        copied.cached, copied.over = copying.cached, copying.over
         return copied
 
     async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
@@ -209,16 +240,18 @@ class BlockMoves:
 
     async def _go_ahead(
         self, formation: FormationPart, copying: Copying, source: KvSource, until_s: float
-    ) -> int | None:
-        """One round; bytes that went from process to process. None: there is no more to be done, or
-        it cannot be."""
+    ) -> _Round | None:
+        """None: there is no more to be done, or it cannot be."""
         layers = formation.membership.members[-1].layers.end
         at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
         with self._batching.ahead(copying, at_most) as going:
-            if going is None or not await self._computed(formation):
+            if going is None:
                 return None
-            ahead, kept = going
-            if not await self._kept(formation, kept, last=False):
+            ahead, leaving = going
+            if not await self._computed(formation, leaving):
+                return None
+            kept = await self._kept(formation, leaving, last=False)
+            if kept is None:
                 return None
         names, limit_s = ahead.names, max(0.0, until_s - self._clock())
         stores = [
@@ -226,10 +259,13 @@ class BlockMoves:
             for heir, of_heir in names.items()
         ]
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
-        there = {heir for heir, size in stored.items() if size is not None}
+        there = {heir for heir, one in stored.items() if one.whole}
         copying.copied(ahead, there)
         await self._into_caches(copying, copying.for_caches(ahead, there), source, until_s)
-        return sum(size or 0 for size in stored.values())
+        return _Round(
+            sum(one.size_bytes for one in stored.values()),
+            kept < len(leaving.blocks) or any(one.full for one in stored.values()),
+        )
 
     async def _into_caches(
         self,
@@ -269,12 +305,11 @@ class BlockMoves:
         scheduler = self._scheduler if formation is self._headed() else None
         return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
 
-    async def _computed(self, formation: FormationPart) -> bool:
-        """Waits until all steps that have departed are back; False: the formation ended before."""
-        scheduler = self._scheduler
-        last_step = scheduler.last_step if scheduler is not None else 0
-        while self._headed() is formation and scheduler is not None:
-            if scheduler.is_back(last_step):
+    async def _computed(self, formation: FormationPart, leaving: Leaving) -> bool:
+        """Waits until these blocks hold what they are named for; False: the formation ended
+        before."""
+        while self._headed() is formation:
+            if leaving.computed:
                 return True
             self._changed.clear()
             await self._changed.wait()
@@ -283,24 +318,24 @@ class BlockMoves:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            await self._kept(formation, leaving, last=False)
+            if await self._computed(formation, leaving):
+                await self._kept(formation, leaving, last=False)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._headed():
             self._do(self._batching.left(leaving, self._clock()))
 
-    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> bool:
-        """Every stage keeps these; where one does not answer, they stay taken until it does no
-        more."""
-        leaving.busy = True
+    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> int | None:
+        """Every stage keeps so many of these, from the first on; None where one does not answer:
+        they stay taken until it does no more."""
+        leaving.busy, kept = True, None
         try:
-            leaving.busy = not await self._kv.keep(
-                formation, leaving.number, leaving.blocks, last=last
-            )
+            kept = await self._kv.keep(formation, leaving.number, leaving.blocks, last=last)
+            leaving.busy = kept is None
         finally:
             if leaving.busy:
                 self.begin(self._end_keeping(formation, leaving))
-        return not leaving.busy
+        return kept
 
     async def _end_keeping(self, formation: FormationPart, leaving: Leaving) -> None:
         if await self._ended(formation, leaving.number):

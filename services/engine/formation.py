@@ -31,6 +31,7 @@ from services.common.nodes import Member
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, StageBackend
 from services.engine.compute import Compute
+from services.engine.core.given_up import GivenUp
 from services.engine.core.kv_layout import KvLayout
 from services.engine.core.throttle import Throttle
 from services.engine.downstream import Downstream
@@ -104,8 +105,8 @@ class FormationPart:
         limit = max(QUEUE_LIMIT, len(membership.members) + 1)
         self._inbox: asyncio.Queue[_Work] = asyncio.Queue(limit)
         self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(limit)
-        self._given_up: set[int] = set()
-        """What the head had asked to be done to blocks."""
+        self._given_up = GivenUp()
+        """Of what the head had asked to be done to blocks."""
         self._stands = asyncio.Event()
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []

@@ -177,13 +177,16 @@ class Head:
 
     async def _drain_at_block_ends(self, formation_id: str, replayed: frozenset[str]) -> None:
         """Each generation that is not `replayed` is sealed when its last block is full, as far as
-        that is within the limit."""
-        until_s, sealed = self._clock() + AT_BLOCK_ENDS_S, 0
+        that is within the limit. Nothing is said twice: another drain would be woken by it, and
+        wake this one."""
+        until_s, sealed, told = self._clock() + AT_BLOCK_ENDS_S, 0, None
         while (left_s := until_s - self._clock()) > 0 and self.formation_id == formation_id:
             late = self._batching.within_blocks() - replayed
             if not late:
                 return
-            self._act(self._core.drain(formation_id, self._clock(), late))
+            if late != told:
+                self._act(self._core.drain(formation_id, self._clock(), late))
+                told = late
             if self._core.sealed_count > sealed:
                 sealed = self._core.sealed_count
                 self.moves.begin(self.moves.keep_sealed(formation_id, replayed, last=False))

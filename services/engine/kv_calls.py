@@ -14,6 +14,7 @@ from services.common.errors import ShuntError
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
+from services.engine.block_moves import Stored
 from services.engine.core.copying import Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
@@ -41,9 +42,10 @@ class KvCalls:
 
     async def keep(
         self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
-    ) -> bool:
+    ) -> int | None:
         """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. False: some stage did not answer, and may be at it yet."""
+        ones nothing more. So many every stage has room for; None: some stage did not answer, and
+        may be at it yet."""
 
         async def here() -> int:
             async with asyncio.timeout(COPY_S):
@@ -58,7 +60,7 @@ class KvCalls:
                 said = await stub.KeepKv(request, timeout=COPY_S)
                 return said.kept
 
-        return None not in await self._of_all(formation, here, there)
+        return _least(await self._of_all(formation, here, there))
 
     async def store(
         self,
@@ -67,16 +69,15 @@ class KvCalls:
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
-    ) -> int | None:
-        """All members of the heir keep what the source keeps of these, of their layers: bytes that
-        came for it from process to process. None: not all of it, or not in time."""
+    ) -> Stored:
+        """All members of the heir keep what the source keeps of these, of their layers."""
         layout = formation.kv_layout
 
-        async def stored(member: KvMember) -> int | None:
+        async def stored(member: KvMember) -> Stored:
             layers = range(member.layers.start, member.layers.end)
             if member.incarnation == self._exchange.incarnation:
                 own = await self._exchange.store(source, layout, layers, names, limit_s)
-                return own.fetched_bytes if own.blocks == len(names) else None
+                return Stored(own.fetched_bytes, own.blocks == len(names), own.full)
             request = engine_pb2.StoreKvRequest(
                 source=common_wire.kv_source_to(source),
                 layout=layout_to(layout),
@@ -91,12 +92,15 @@ class KvCalls:
             except grpc.aio.AioRpcError as error:
                 told = {"address": member.address, "why": from_rpc_error(error).message}
                 _log.warning("blocks do not go ahead", extra=told)
-                return None
-            return said.fetched_bytes if said.stored == len(names) else None
+                return Stored(0, whole=False, full=False)
+            return Stored(said.fetched_bytes, said.stored == len(names), said.full)
 
-        sizes = await asyncio.gather(*map(stored, heir))
-        whole = [size for size in sizes if size is not None]
-        return sum(whole) if len(whole) == len(sizes) else None
+        each = await asyncio.gather(*map(stored, heir))
+        return Stored(
+            sum(one.size_bytes for one in each),
+            all(one.whole for one in each),
+            any(one.full for one in each),
+        )
 
     async def cache(
         self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
@@ -143,9 +147,7 @@ class KvCalls:
                 said = await stub.FetchKv(request, timeout=self._fetch_s + ANSWER_S)
                 return said.filled
 
-        counts = await self._of_all(formation, here, there)
-        filled = [count for count in counts if count is not None]
-        return min(filled) if len(filled) == len(counts) else None
+        return _least(await self._of_all(formation, here, there))
 
     async def end(self, formation: FormationPart, number: int) -> bool:
         """No stage does anything to blocks any more for this number; False: one did not say so."""
@@ -185,6 +187,12 @@ class KvCalls:
 
         members = formation.membership.members
         return await asyncio.gather(*(asked(i, member) for i, member in enumerate(members)))
+
+
+def _least(counts: Sequence[int | None]) -> int | None:
+    """Of what all stages have said; None where one said nothing."""
+    said = [count for count in counts if count is not None]
+    return min(said) if len(said) == len(counts) else None
 
 
 class KvReader:

@@ -70,6 +70,8 @@ class Filled:
     blocks: int = 0
     """From the first on."""
     fetched_bytes: int = 0
+    full: bool = False
+    """There was no room for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,7 @@ class KvExchange:
                 fetched_bytes += part.fetched_bytes
                 for data in part.data:
                     if not self.shelf.put(layout, wanted[stored], layers, data, self._clock()):
-                        return Filled(lacking[stored], fetched_bytes)
+                        return Filled(lacking[stored], fetched_bytes, full=True)
                     stored += 1
         whole = stored == len(wanted)
         return Filled(len(names) if whole else lacking[stored], fetched_bytes)

@@ -117,6 +117,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         if engine.formation is not None:
             reply.formation_id = engine.formation.id
             reply.stage_index = engine.formation.membership.stage_index
+            reply.kv_block_bytes = engine.formation.kv_block_bytes
         layers = {
             (stage.model, stage.spec.tp_degree, number): layer
             for stage in engine.stages.held
@@ -177,6 +178,8 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             copied_s=copied.took_s,
             over=copied.over,
             cached=copied.cached,
+            full=copied.full,
+            generation_blocks=copied.blocks_of,
         )
 
     async def StoreKv(
@@ -189,7 +192,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             tuple(request.names),
             kv_wire.limit_from(request.limit_s),
         )
-        return engine_pb2.StoreKvResponse(stored=stored.blocks, fetched_bytes=stored.fetched_bytes)
+        return engine_pb2.StoreKvResponse(
+            stored=stored.blocks, fetched_bytes=stored.fetched_bytes, full=stored.full
+        )
 
     async def CacheKv(
         self, request: engine_pb2.CacheKvRequest, context: Context

@@ -23,8 +23,11 @@ class Declared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     instance_type: str | None = Field(default=None, min_length=1, max_length=128)
+    """Its instance type."""
     pool: str | None = Field(default=None, min_length=1, max_length=128)
+    """The pool of capacity that it is taken from."""
     spot: bool | None = None
+    """Whether it can be taken away."""
 
 
 class Found(BaseModel):
@@ -33,9 +36,13 @@ class Found(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     instance_id: str | None = Field(default=None, min_length=1, max_length=128)
+    """The cloud's name of the machine."""
     instance_type: str | None = Field(default=None, min_length=1, max_length=128)
+    """Its instance type."""
     zone: str | None = Field(default=None, min_length=1, max_length=128)
+    """Its zone."""
     spot: bool | None = None
+    """Whether it can be taken away."""
 
 
 class EngineSettings(ServiceSettings):
@@ -46,13 +53,16 @@ class EngineSettings(ServiceSettings):
     )
 
     node_id: str = Field(min_length=1, max_length=128)
+    """The node that it is."""
     controller: str = ""
     """host:port of the controller, or of several of which one is it, between commas; empty serves
     without one, for tests and benchmarks."""
     advertise_host: str = ""
     """Host that others reach this process by; empty: `host`, or the machine's name for any."""
     store: str = Field(default="", description="URI of the tensor store")
+    """URI of the tensor store."""
     relative_speed: float = Field(default=1.0, gt=0)
+    """How quick the node is, beside others of the mesh."""
     memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """Memory for weights and KV cache, at most: where less is found, that counts."""
     found: Found | None = None
@@ -66,21 +76,31 @@ class EngineSettings(ServiceSettings):
     backend: Backend = "native"
     """What computes: our own kernels, or vLLM, which has an environment of its own (make vllm)."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
+    """Where it computes: cpu, cuda, or one GPU of several as cuda:1."""
     device_type: str = ""
     """Name in the placement catalogue; empty: as it is found, and cpu where it is not."""
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """What it computes in."""
     threads: int = Field(default=1, ge=1, le=256)
+    """Threads of a stage on a CPU; more than there are cores are slower than one."""
     kernel_cache: Path | None = None
+    """Where compiled CPU kernels are kept; unset: the user's own cache."""
 
     kv_positions: int = Field(default=8 * 2048 + 4096, ge=16)
     """Positions the KV cache is made for, if memory allows."""
     token_budget: int = Field(default=256, ge=16, le=65536)
+    """Most rows of a step: an id that is decoded is one, a prompt has one for each of its ids."""
     hurried_rows: int = Field(default=16, ge=16)
     """Prompt rows of a step, at most, where another tenant's next request would come before them:
     it waits for the steps in flight. Or as many as take no longer than a step without any."""
     max_sequences: int = Field(default=64, ge=1, le=1024)
+    """Sequences that run at a time; others wait. It is below the budget, so that prompts always
+    advance."""
     min_overlap_sequences: int = Field(default=8, ge=1)
+    """A further step starts while one is in flight only when this many sequences wait for it:
+    splitting a small batch costs more than overlapping stages gains."""
     min_overlap_rows: int = Field(default=128, ge=1)
+    """Or when this many prompt rows wait."""
     max_drafts: int = Field(default=8, ge=0, le=64)
     """Guesses of next ids that a sequence has in a step, at most; 0 guesses nothing."""
     share_prefixes: bool = True
@@ -102,10 +122,13 @@ class EngineSettings(ServiceSettings):
     kv_bytes_per_s: float = Field(default=0.0, ge=0)
     """At most so many bytes a second are sent to those that fetch; 0: as many as there are."""
     max_readers: int = Field(default=2048, ge=1)
+    """Streams that it has at a time; one more is refused."""
     reader_stall_s: float = Field(default=60.0, gt=0)
+    """A reader that takes nothing for this long is let go."""
     yield_s: float = Field(default=0.25, ge=0)
     """What nobody has read for this long gives its place to what is read."""
     detach_s: float = Field(default=10.0, gt=0)
+    """What nobody has read for this long is parked: its ids stay, nothing runs."""
     progress_s: float = Field(default=2.0, gt=0)
     """A step may take this much longer than expected before its formation counts as stuck."""
     ranks: int = Field(default=1, ge=0, le=MOST_DEVICES)
@@ -115,8 +138,11 @@ class EngineSettings(ServiceSettings):
     """A step of a stage of several ranks may take this much longer than expected before they count
     as stuck and are ended."""
     form_s: float = Field(default=8.0, gt=0)
+    """A head's formation has to stand within this, or is given up."""
     probe_s: float = Field(default=0.5, gt=0)
+    """A neighbour that does not answer within this, when it is asked, is silent."""
     checkpoint_interval_s: float = Field(default=0.05, gt=0, le=0.1)
+    """New ids go to the journal this often."""
     frame_interval_s: float = Field(default=0.25, gt=0, le=0.25)
     """A reader whose generation runs hears at least this often."""
     queued_frame_interval_s: float = Field(default=2.0, gt=0, le=2.0)
@@ -127,6 +153,7 @@ class EngineSettings(ServiceSettings):
     """Told to stop while it serves, it does so for this long, or until its stage was handed over
     to others."""
     controller_timeout_s: float = Field(default=2.0, gt=0)
+    """Deadline of one call of the controller."""
     orphan_s: float = Field(default=120.0, gt=0)
     """Without a controller and without a reader for this long the process ends itself."""
 

@@ -18,6 +18,7 @@ class LauncherSettings(ServiceSettings):
     )
 
     shutdown_grace_s: float = Field(default=0.5, ge=0, le=600)
+    """Told to stop, open calls have this long to end by themselves."""
     socket: str = Field(default="unix:///var/run/docker.sock", pattern=r"^unix://.+$")
     """Docker's."""
     project: str = Field(pattern=_NAME)

@@ -18,6 +18,7 @@ from services.placement.command.report import (
     pipeline_title,
     plan_data,
 )
+from services.placement.command.words import in_words
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import Workload
@@ -53,10 +54,9 @@ class PhaseName(StrEnum):
     decode = "decode"
 
 
-def fail(error: ShuntError) -> typer.Exit:
+def fail(error: ShuntError, **otherwise: str) -> typer.Exit:
     """Says what is wrong on stderr; exit 2 for bad input, 1 for what cannot be done."""
-    place = f"{error.field}: " if error.field else ""
-    typer.echo(f"error: {place}{error.message}", err=True)
+    typer.echo(f"error: {in_words(error, **otherwise)}", err=True)
     return typer.Exit(2 if isinstance(error, InvalidArgument | NotFound) else 1)
 
 
@@ -283,7 +283,7 @@ def compare(
             plans = [row["plan"] for row in results[0]["planners"] if row["plan"]]
             draw(plans[0], plot, plans[1:])
     except ShuntError as error:
-        raise fail(error) from error
+        raise fail(error, planner="--planners") from error
     if json_:
         show(results)
         return
@@ -301,7 +301,7 @@ def what_if(
     output_tokens: OutputOption = 232,
     notice_s: Annotated[float, typer.Option(help="Seconds until the lost are gone.")] = 0.0,
     horizon_s: Annotated[float, typer.Option(help="How long the new plan lasts.")] = 600.0,
-    generations: Annotated[int, typer.Option(help="In flight on each pipeline.")] = 0,
+    generations: Annotated[int, typer.Option(min=0, help="In flight on each pipeline.")] = 0,
     improve: Annotated[bool, typer.Option(help="Plan the whole cluster anew too.")] = False,
     calibration: CalibrationOption = "measured",
     catalogue: CatalogueOption = None,
@@ -367,7 +367,7 @@ def calibrate(
         )
         write_calibration(fitted, out)
     except ShuntError as error:
-        raise fail(error) from error
+        raise fail(error, measurements="MEASUREMENTS") from error
     if json_:
         show(rows)
         return

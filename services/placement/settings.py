@@ -18,6 +18,10 @@ class PlacementSettings(ServiceSettings):
     )
 
     catalogue: Path | None = None
+    """Directory of YAML files that lie over those that come with it: devices, instances, models."""
     max_searches: int = Field(default=2, ge=1, le=64)
+    """Searches at a time; others wait."""
     max_search_s: float = Field(default=60.0, gt=0, le=3600)
+    """The longest search, whatever its caller's deadline is."""
     deadline_margin_s: float = Field(default=0.15, ge=0, le=10)
+    """Left of the caller's deadline for the answer to travel."""

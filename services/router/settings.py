@@ -20,11 +20,15 @@ class RouterSettings(ServiceSettings):
     )
 
     router_id: str = Field(default="router-0", min_length=1, max_length=64)
+    """Its name, another one for each router of a mesh."""
     http_port: int = Field(default=8080, ge=0, le=65535)
+    """Port of the OpenAI-compatible API."""
     grpc_port: int = Field(default=50051, ge=0, le=65535)
+    """Port of the gRPC API."""
     controller_address: str = "127.0.0.1:50052"
     """host:port of the controller, or of several of which one leads, between commas."""
     tensorstore_address: str = "127.0.0.1:50053"
+    """host:port of the tensor store that has the models' tokenizers."""
 
     keys: Path | None = None
     """File of API keys that `shunt keys` makes; whoever shows none of them is answered 401."""
@@ -34,17 +38,22 @@ class RouterSettings(ServiceSettings):
     """A listener of its own for /metrics, /healthz and /readyz; without it /metrics is at the
     public door, as long as that asks for no keys."""
     admin_host: str = "127.0.0.1"
+    """Address that the listener of `admin_port` has."""
 
     max_streams: int = Field(default=1024, ge=1)
     """Generations followed at a time; one more is answered 429."""
     metrics_tenants: int = Field(default=50, ge=0, le=10_000)
     """Tenants that metrics tell by name; all that come later are told together."""
     max_connections: int = Field(default=4096, ge=1)
+    """HTTP connections at a time; one more is answered 503."""
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
+    """The largest body of a request; beyond, 413."""
     max_bodies_bytes: int = Field(default=256 << 20, ge=1024)
     """Of all bodies whose generation has not begun; beyond, 503."""
     max_header_bytes: int = Field(default=32 << 10, ge=1024)
+    """The largest header of a request, all lines together; beyond, 431."""
     max_headers: int = Field(default=100, ge=10)
+    """Lines of a header; beyond, 431."""
     max_requests_ahead: int = Field(default=16, ge=1)
     """Sent on one connection behind a request that is being answered."""
     max_unread_bytes: int = Field(default=128 << 10, ge=4096)
@@ -52,6 +61,7 @@ class RouterSettings(ServiceSettings):
     cors_origins: str = "*"
     """Origins of the web pages that may read answers, between commas; `*`: any; empty: none."""
     max_choices: int = Field(default=16, ge=1, le=128)
+    """The largest `n` that a request may ask for."""
 
     leave_pause_s: float = Field(default=5.0, ge=0, le=600)
     """Told to stop, it is not ready, and serves for this long whoever has not noticed."""
@@ -59,12 +69,15 @@ class RouterSettings(ServiceSettings):
     """Behind the pause it takes nothing new; what it serves then has this long to end by itself."""
 
     header_timeout_s: float = Field(default=10.0, gt=0)
+    """A client has this long to send a request's header; then 408."""
     body_timeout_s: float = Field(default=20.0, gt=0)
+    """And this long for its body, a file's longer by its size; then 408."""
     unread_s: float = Field(default=1.0, gt=0)
     """What a client has taken nothing of for this long runs on only while nobody else waits."""
     write_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes nothing for this long is disconnected."""
     keep_alive_s: int = Field(default=75, ge=1)
+    """A connection without a request is closed after this long."""
     comment_s: float = Field(default=5.0, gt=0)
     """Silence after which a waiting client gets a comment."""
     route_wait_s: float = Field(default=30.0, ge=0)
@@ -85,7 +98,9 @@ class RouterSettings(ServiceSettings):
     reach_s: float = Field(default=6.0, ge=5)
     """Of a head that is listed: its readers attach again, and after as long again leave it."""
     recover_s: float = Field(default=60.0, gt=0)
+    """A stream that has no head for this long ends with an error, and can be resumed yet."""
     resume_timeout_s: float = Field(default=10.0, gt=0)
+    """Deadline of one question to the controller for a head."""
     control_timeout_s: float = Field(default=5.0, gt=0)
     """Deadline of the other unary calls."""
     stream_timeout_s: float = Field(default=3600.0, gt=0)
@@ -96,6 +111,7 @@ class RouterSettings(ServiceSettings):
     """Where files and the results of batches are kept: a directory, or s3://bucket/prefix, that all
     routers of the mesh share; empty: nowhere, and there are neither."""
     max_file_bytes: int = Field(default=200 << 20, ge=1024)
+    """The largest file that may be uploaded; beyond, 413."""
     max_uploads: int = Field(default=16, ge=1)
     """Files that come at a time; one more is answered 429."""
     files_keep_s: int = Field(default=30 * 24 * 3600, ge=3600)
@@ -113,6 +129,7 @@ class RouterSettings(ServiceSettings):
     batch_settle_s: float = Field(default=2.0, ge=0)
     """Nothing of a batch begins for so long behind that."""
     max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
+    """The largest of a model's files that it reads: tokenizer, templates, settings."""
 
     @field_validator("tensorstore_address")
     @classmethod

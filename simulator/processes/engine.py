@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -66,6 +66,17 @@ class Place:
     """Of what stages were asked to do to blocks."""
 
 
+@dataclass(slots=True, eq=False)
+class Draining:
+    """A drain that is not answered yet."""
+
+    formation_id: str
+    running: frozenset[str]
+    reply: Reply
+    kept: bool | None = None
+    """What it sealed is kept; None: nobody was asked to."""
+
+
 class HeadMonitor(Protocol):
     """Sees what a head runs and what comes of it."""
 
@@ -75,6 +86,7 @@ class HeadMonitor(Protocol):
     def kept(self, batching: Batching, leaving: Leaving) -> None: ...
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
+    def copied(self, name: bytes, kept: bytes, held: bytes) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -106,7 +118,7 @@ class SimulatedEngine(Process):
         self._messages = 0
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
-        self._draining: list[tuple[str, frozenset[str], Reply]] = []
+        self._draining: list[Draining] = []
         self._register()
         self.every(settings.cluster.heartbeat_interval_s, self._beat)
         self.every(TICK_S, self._tick)
@@ -335,11 +347,12 @@ class SimulatedEngine(Process):
         except ShuntError as error:
             reply(error)
             return
-        self._draining.append((formation_id, running, reply))
+        self._draining.append(Draining(formation_id, running, reply))
         self.act(actions)
 
     def _drain_at_block_ends(self, reply: Reply, formation_id: str, until_s: float) -> None:
         late = self.batching.within_blocks() if self.clock.now_s < until_s else frozenset()
+        sealed = self.core.sealed_count
         try:
             actions = self.core.drain(formation_id, self.clock.now_s, late)
         except ShuntError as error:
@@ -347,11 +360,12 @@ class SimulatedEngine(Process):
             return
         self.act(actions)
         if late:
-            self._keep(formation_id)
+            if self.core.sealed_count > sealed:
+                self._keep(formation_id)
             step_s = self.environment.settings.step_s
             self.after(step_s, self._drain_at_block_ends, reply, formation_id, until_s)
         else:
-            self._draining.append((formation_id, late, reply))
+            self._draining.append(Draining(formation_id, late, reply))
 
     def copy(
         self,
@@ -372,11 +386,11 @@ class SimulatedEngine(Process):
     def _go_ahead(
         self, place: Place, copying: Copying, until_s: float, reply: Reply, follows: bool
     ) -> None:
-        lead, lent = self.batching.lead, ExitStack()
+        lent = ExitStack()
         going = lent.enter_context(self.batching.ahead(copying, ROUND_BLOCKS))
-        if going is None or lead is None or place is not self.place or self.clock.now_s >= until_s:
+        if going is None or place is not self.place or self.clock.now_s >= until_s:
             lent.close()
-            goes_on = place is self.place and self.clock.now_s < until_s and copying.over
+            goes_on = place is self.place and self.clock.now_s < until_s and copying.taken
             if follows and goes_on and self.core.running(copying.generation_ids):
                 self.after(ROUND_S, self._go_ahead, place, copying, until_s, reply, follows)
             else:
@@ -384,13 +398,13 @@ class SimulatedEngine(Process):
             return
         ahead, leaving = going
         self.monitor.keeps(self.batching, leaving)
-        last_step, random = lead.scheduler.last_step, self.environment.random
+        random = self.environment.random
 
         def over() -> None:
             if place is not self.place or place.stages is None:
                 lent.close()
                 reply(None)
-            elif not lead.scheduler.is_back(last_step):
+            elif not leaving.computed:
                 self.after(ROUND_S, over)
             else:
                 leaving.busy = random.random() <= ROUND_FAILS
@@ -415,9 +429,17 @@ class SimulatedEngine(Process):
 
     def _copy(self, place: Place, leaving: Leaving) -> None:
         """What stages keep then is what blocks hold then."""
-        if place.stages is not None and leaving.number not in place.given_up:
-            for name, block in leaving.blocks:
-                self.environment.kept_blocks[name] = place.stages.block(block)
+        if leaving.number not in place.given_up:
+            self._put(place, leaving.blocks)
+
+    def _put(self, place: Place, blocks: Sequence[NamedBlock]) -> None:
+        """What is kept already is not copied again."""
+        if place.stages is None:
+            return
+        for name, block in blocks:
+            held = place.stages.block(block)
+            first = self.environment.kept_blocks.setdefault(name, held)
+            self.monitor.copied(name, first, held)
 
     def _end_keeping(self, place: Place, leaving: Leaving) -> None:
         if place is self.place:
@@ -497,13 +519,13 @@ class SimulatedEngine(Process):
                 self._pump(reader)
         if self.batching.overdue(now_s) and self.place is not None and not self.place.probing:
             self._give_up_stuck(self.place)
-        for formation_id, running, reply in list(self._draining):
-            if self.environment.settings.kv_travels:
-                self._keep(formation_id)
-            sealed = self.core.drained(formation_id, self.clock.now_s, running)
-            if sealed is not None:
-                self._draining.remove((formation_id, running, reply))
-                reply(sealed)
+        for one in list(self._draining):
+            if self.environment.settings.kv_travels and one.kept is None:
+                self._keep_sealed(one)
+            sealed = self.core.drained(one.formation_id, self.clock.now_s, one.running)
+            if sealed is not None and one.kept is not False:
+                self._draining.remove(one)
+                one.reply(sealed)
 
     # Steps
 
@@ -530,23 +552,47 @@ class SimulatedEngine(Process):
         """What is computed of one that is handed on; there is not always room for all of it."""
         if place is None or place is not self.place or place.stages is None:
             return
+        if not leaving.computed:
+            self.after(ROUND_S, self._keep_on, place, leaving)
+            return
         self.monitor.kept(self.batching, leaving)
         random = self.environment.random
         room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
-        for name, block in leaving.blocks[:room]:
-            self.environment.kept_blocks[name] = place.stages.block(block)
+        self._put(place, leaving.blocks[:room])
         leaving.busy = False
         self._do(self.batching.left(leaving, self.clock.now_s))
 
-    def _keep(self, formation_id: str) -> None:
-        """What is computed of what a drain has sealed."""
-        place = self.place
-        if place is None or place.formation_id != formation_id or place.stages is None:
+    def _keep_sealed(self, draining: Draining) -> None:
+        """When all of them are."""
+        if self.core.sealing(draining.formation_id):
             return
-        if self.core.sealing(formation_id):
+
+        def over() -> None:
+            draining.kept = True
+
+        draining.kept = False
+        self._keep(draining.formation_id, over)
+
+    def _keep(self, formation_id: str, over: Callable[[], None] = lambda: None) -> None:
+        """What is computed of what a drain has sealed by now; it takes a moment."""
+        place, lent = self.place, ExitStack()
+        if place is None or place.formation_id != formation_id:
+            over()
             return
-        with self.batching.kept(()) as leaving:
-            self._copy(place, leaving)
+        leaving = lent.enter_context(self.batching.kept(()))
+        self.monitor.keeps(self.batching, leaving)
+
+        def keep() -> None:
+            if place is self.place and not leaving.computed:
+                self.after(self.environment.settings.step_s, keep)
+                return
+            if place is self.place:
+                self.monitor.kept(self.batching, leaving)
+                self._copy(place, leaving)
+            lent.close()
+            over()
+
+        keep()
 
     def _fetch(self, place: Place | None, fetch: KvFetch) -> None:
         """As many from the first on as come; some stages do not answer, and write all the same."""

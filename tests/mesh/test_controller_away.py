@@ -11,6 +11,7 @@ from shuntserve.controller.v1 import controller_pb2
 from bench import mesh as meshes
 from services.common import health
 from services.common.roles import Role
+from tests.mesh.lasting import sampled
 
 
 def _controller(status: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ async def _streams(
 async def test_streams_go_on_without_the_controller_and_its_journal_is_whole(
     ready: meshes.Mesh, client: httpx.AsyncClient
 ) -> None:
-    bodies = meshes.request_bodies(200)[:4]
+    bodies = sampled(200)
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     killed = _controller(await ready.status())
     records, tasks = await _streams(ready, client, bodies, tokens=10)
@@ -58,7 +59,7 @@ async def test_streams_go_on_without_the_controller_and_its_journal_is_whole(
 async def test_a_pipeline_killed_while_the_controller_is_away_is_survived(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    bodies = meshes.request_bodies(200)[:4]
+    bodies = sampled(200)
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     killed = _controller(await ready.status())
     records, tasks = await _streams(ready, client, bodies, tokens=10)

@@ -132,7 +132,7 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     events = [
         event
         async for event in controller.WatchEvents(
-            controller_pb2.WatchEventsRequest(no_wait=True), timeout=10
+            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
         )
     ]
     changed = [e.attributes["models"] for e in events if e.kind == "deployments_changed"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 import httpx
@@ -11,6 +10,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
+from tests.mesh.lasting import lasting
 
 TOKENS = 700
 LASTS_S = 9.0
@@ -39,23 +39,11 @@ async def _sampled(controller: Any) -> dict[str, int]:
     return counts
 
 
-async def _lasting(client: httpx.AsyncClient, url: str) -> tuple[int, list[Any], list[Any]]:
-    """Requests whose answers last long enough on this machine: the number of tokens, the requests,
-    and their undisturbed records. Sampled ones only, for greedy ones are guessed and over soon."""
-    tokens = TOKENS
-    while True:
-        bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(tokens)[1::2]]
-        expected = await meshes.undisturbed(client, url, bodies)
-        lasted_s = min(record.arrivals_s[-1] - record.arrivals_s[0] for record in expected)
-        if lasted_s >= LASTS_S:
-            return tokens, bodies, expected
-        tokens = math.ceil(tokens * 1.25 * LASTS_S / lasted_s)
-
-
 async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    tokens, bodies, expected = await _lasting(client, ready.url())
+    asked = await lasting(client, ready.url(), TOKENS, LASTS_S)
+    bodies, expected = asked.bodies, asked.expected
     before_events = len(await _events(controller))
     before = await _sampled(controller)
     records = [meshes.StreamRecord() for _ in bodies]
@@ -95,6 +83,6 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     assert sealed_ids <= {r.generation_id for r in moving}
     after = await _sampled(controller)
     sampled = sum(count - before.get(name, 0) for name, count in after.items())
-    assert sampled == tokens * len(bodies), "some position was sampled twice, or never"
+    assert sampled == asked.tokens * len(bodies), "some position was sampled twice, or never"
     print("longest gap", max(r.longest_gap_s() for r in moving))
     await ready.until_ready(2)

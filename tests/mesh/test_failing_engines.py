@@ -286,7 +286,7 @@ async def test_up_ends_with_the_reason_when_no_engine_can_ever_load_the_model(
     up = Up(with_store(tmp_path, store), pipelines=1)
     memory = {"SHUNT_CONTROLLER_NODE_MEMORY_BYTES": str(5_000_000)}
     async with up.running({**machine.environment, **ENVIRONMENT, **memory}):
-        assert await asyncio.wait_for(up.process.wait(), 60) == 1
+        assert await asyncio.wait_for(up.process.wait(), 120) == 1
     last = first_words(up.said).rpartition("shunt: ")[2]
     assert last.startswith(f"{tiny_mesh.NAME} cannot be served: ")
     assert TOO_SMALL in last

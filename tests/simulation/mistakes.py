@@ -47,6 +47,13 @@ AHEAD = "ahead.py"
 GATHERING = "services/engine/core/gathering.py"
 SHELF = "services/engine/core/shelf.py"
 SHELVES = "shelves.py"
+QUOTAS = "services/router/core/quotas.py"
+ADMISSION = "services/router/core/admission.py"
+DISPATCHING = "services/router/core/dispatching.py"
+SHARES = "services/controller/core/shares.py"
+LOAD = "services/engine/core/load.py"
+FAIR_QUEUE = "services/common/fair_queue.py"
+DOORS = "doors.py"
 
 
 @dataclass(frozen=True)
@@ -239,8 +246,8 @@ MISTAKES = (
     Mistake(
         "more is admitted than there are blocks for",
         SCHEDULER,
-        "            if not self._has_room(self._sharing.lacking(sequence, found)):",
-        "            if not self._slots:",
+        "            if kept or not self._has_room(self._sharing.lacking(sequence, found)):",
+        "            if kept or not self._slots:",
         first=29,
     ),
     Mistake(
@@ -621,15 +628,29 @@ MISTAKES = (
     Mistake(
         "blocks are given away while they are copied",
         BATCHING,
-        "        allocator.share(blocks.values())\n",
+        "        allocator.share(places)\n",
         "",
         SPLITS,
     ),
     Mistake(
         "blocks that go ahead are given away while they are copied",
         BATCHING,
-        "        lead.scheduler.blocks.share([block for _, block in ahead.blocks])\n",
+        "        allocator.share(places)\n",
         "",
+        AHEAD,
+    ),
+    Mistake(
+        "blocks are kept before the step is back that brings what they hold",
+        BATCHING,
+        "self.scheduler is None or self.scheduler.is_back(self.behind)",
+        "True",
+        AHEAD,
+    ),
+    Mistake(
+        "a block is thought to hold what a step has yet to bring",
+        SHARING,
+        "self._blocks.name(block, block_hash, step)",
+        "self._blocks.name(block, block_hash)",
         AHEAD,
     ),
     Mistake(
@@ -656,8 +677,8 @@ MISTAKES = (
     Mistake(
         "what a silent stage may copy yet is given to another",
         BATCHING,
-        "        if not self.busy and self.allocator",
-        "        if self.allocator",
+        "        if not self.busy and self.scheduler",
+        "        if self.scheduler",
         AHEAD,
     ),
     Mistake(
@@ -731,5 +752,85 @@ MISTAKES = (
         '"phase": "both",',
         SPLITS,
         first=46,
+    ),
+    Mistake(
+        "an answer that is told again gives its tokens back again",
+        QUOTAS,
+        "reserved = self._reserved.pop(generation_id, None)",
+        "reserved = self._reserved.get(generation_id)",
+        DOORS,
+    ),
+    Mistake(
+        "with another share the bucket is full",
+        QUOTAS,
+        "    bucket.resize(limit * share, now_s)\n    return bucket\n",
+        "    if bucket.a_minute != limit * share:\n"
+        "        return Bucket(limit * share, now_s)\n"
+        "    return bucket\n",
+        DOORS,
+    ),
+    Mistake(
+        "a stream is not followed any more when one of its readers is gone",
+        QUOTAS,
+        "            if not followed[generation_id]:\n",
+        "            if followed:\n",
+        DOORS,
+    ),
+    Mistake(
+        "only the first choice of a request is reserved for",
+        QUOTAS,
+        " + request.choices * request.sampling.max_tokens",
+        " + request.sampling.max_tokens",
+        DOORS,
+    ),
+    Mistake(
+        "a router that did not hear its share is taken to have heard it",
+        SHARES,
+        "router.held[name] = max(share, router.holds(name))",
+        "router.held[name] = share",
+        DOORS,
+    ),
+    Mistake(
+        "a controller that has just begun deals out what it has not heard of",
+        SHARES,
+        "        if len(self._routers) < there:",
+        "        if False:",
+        DOORS,
+    ),
+    Mistake(
+        "a tenant that has no place any more keeps its part of the last ones",
+        ADMISSION,
+        "del self._of_tenants[tenant], self._weights[tenant]",
+        "del self._of_tenants[tenant]",
+        DOORS,
+    ),
+    Mistake(
+        "tolerant work takes no heed of places",
+        DISPATCHING,
+        "is PriorityClass.TOLERANT and not anyway:",
+        "is PriorityClass.TOLERANT and anyway:",
+        DOORS,
+        first=15,
+    ),
+    Mistake(
+        "who leaves while he waits keeps his place in the line",
+        DISPATCHING,
+        "            room.queue.remove(waiter)\n            room.shares.leave(",
+        "            room.shares.leave(",
+        DOORS,
+    ),
+    Mistake(
+        "who came last goes first",
+        FAIR_QUEUE,
+        "_RANKS[request.priority], arrival)",
+        "_RANKS[request.priority], -arrival)",
+        DOORS,
+    ),
+    Mistake(
+        "a head does not tell of those that wait",
+        LOAD,
+        "        mine.queued += 1\n",
+        "",
+        DOORS,
     ),
 )

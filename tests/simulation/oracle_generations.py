@@ -306,6 +306,11 @@ class GenerationOracle(Watch):
         """No stage touches these any more for what it did not answer."""
         self._unanswered[formation_id].subtract(block for _, block in blocks)
 
+    def copied(self, name: bytes, kept: bytes, held: bytes) -> None:
+        """A stage has this of a block, of which the first one is kept."""
+        if kept != held:
+            self.fail(30, f"{name.hex()} is what was computed of it, and something else")
+
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead
         if lead is None:

@@ -50,8 +50,6 @@ STOPS = (("107",), ("7 11", "105 1"))
 """Of one id, and of a few that follow each other."""
 PROMPTS = (1, 3, 20, 40)
 ENDLESS = 260
-KV_BLOCKS = (19, 19, 64)
-"""The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 SPARED = 0.25
 """Share of the schedules whose mesh keeps a spare."""
@@ -77,6 +75,10 @@ class Planned:
 class Schedule:
     """One world and what happens to it."""
 
+    places = (1, 1, 2, 4)
+    """Of sequences in a batch."""
+    kv_blocks = (19, 19, 64)
+    """The least holds one of the longest sequences, and few of them together."""
     ahead_s = 0.0
     """Blocks travel, and go ahead of what is handed over for so long; 0: they do not."""
 
@@ -94,11 +96,11 @@ class Schedule:
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
-        batches = replace(settings.scheduler, max_sequences=random.choice((1, 1, 2, 4)))
+        batches = replace(settings.scheduler, max_sequences=random.choice(self.places))
         settings = replace(
             settings,
             scheduler=batches,
-            kv_blocks=random.choice(KV_BLOCKS),
+            kv_blocks=random.choice(self.kv_blocks),
             room=Random(f"{seed} room").choice((1, 2, 3)),
         )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves

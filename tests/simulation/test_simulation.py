@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, markets.py, crowds.py, departures.py and oracles.py.
+schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -18,6 +18,7 @@ import pytest
 from ahead import CopyingSchedule
 from crowds import Crowd
 from departures import Departing
+from doors import Doors
 from every_core import CORES, play
 from faults import ROWS
 from markets import HAPPENINGS, MarketSchedule
@@ -38,6 +39,7 @@ COVERED_SEEDS = {
     "splits.py": 60,
     "ahead.py": 20,
     "shelves.py": 20,
+    "doors.py": 15,
 }
 MISTAKE_SEEDS = {
     "schedules.py": 300,
@@ -47,12 +49,14 @@ MISTAKE_SEEDS = {
     "splits.py": 60,
     "ahead.py": 60,
     "shelves.py": 10,
+    "doors.py": 30,
 }
 AHEAD = 25
 SHELVES = 50
 CROWDS = 8
 DEPARTING = 45
 SPLIT = 40
+DOORS = 25
 PURE = (
     "services.common.generation",
     "services.common.prefix",
@@ -68,18 +72,11 @@ ELSEWHERE = (
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
     "services/engine/core/throttle.py",  # and take the time that a schedule gives them
-    "services/router/core/admission.py",  # simulated routers take everybody
     "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks
     "services/router/core/bounded_names.py",  # of metrics
     "services/router/core/latencies.py",
     "services/controller/core/cluster/targets.py",
-    "services/router/core/quotas.py",  # simulated tenants have no limits
-    "services/controller/core/shares.py",
-    "services/router/core/least_rows.py",
-    "services/router/core/dispatching.py",  # and wait for no pipeline in a router
-    "services/router/core/prediction.py",
-    "services/engine/core/load.py",
-    "services/router/core/files.py",  # nor do they hand in files
+    "services/router/core/files.py",  # simulated clients hand in no files
     "services/router/core/batches/batch.py",
     "services/router/core/batches/lines.py",
     "services/router/core/batches/results.py",
@@ -205,6 +202,24 @@ def test_generations_begin_and_go_on_where_the_plan_says() -> None:
     print(f"\n{SPLIT} schedules, {handed_on} hand-ons, {flips} flips, 0 violations")
     assert handed_on > SPLIT
     assert flips > SPLIT // 4
+
+
+@pytest.mark.timeout(600)
+def test_who_is_let_in_has_his_place_and_his_part_and_leaves_nothing_behind() -> None:
+    happened = Counter[str]()
+    for seed in range(DOORS):
+        doors = Doors(seed)
+        try:
+            doors.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the doors")
+            raise
+        happened += doors.happened
+    print(f"\n{DOORS} doors, 0 violations: {dict(happened)}")
+    everything = ("sent", "ended", "moved", "told again", "read again", "controllers")
+    refusals = ("refused: place", "refused: quota", "refused: time", "refused: no pipeline")
+    departures = ("left reading", "left waiting", "left running")
+    assert min(happened[kind] for kind in (*everything, *refusals, *departures)) >= LEAST_HITS
 
 
 @pytest.mark.parametrize("kind", [Schedule, MarketSchedule])

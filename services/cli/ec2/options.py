@@ -14,6 +14,7 @@ from services.common.errors import ShuntError
 from services.controller.providers.ec2.bounds import MAX_DOLLARS_PER_HOUR, MAX_INSTANCES
 from services.controller.providers.ec2.settings import counts_by_type
 from services.controller.providers.ec2.table import Table, parse_table, read_table
+from services.placement.command.words import in_words
 from services.placement.estimate.cluster import Workload
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.tensorstore.cli import DEFAULT_STORE
@@ -95,8 +96,7 @@ class Options:
             )
             workload = Workload(self.input_tokens, self.output_tokens, self.rate)
         except ShuntError as error:
-            flag = "rate" if error.field == "arrival_rate_rps" else error.field
-            raise MeshError(f"--{flag.replace('_', '-')}: {error.message}") from None
+            raise MeshError(in_words(error, budget_per_hour="--budget-per-hour")) from None
         return Wish(objective, workload, self.max_instances, self.max_dollars_per_hour, counts)
 
 

@@ -44,16 +44,20 @@ class NodeSettings(ServiceSettings):
     """Address that the engine listens on; empty: loopback where the controller is on it, else
     any."""
     engine_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the engine's gRPC API; 0: a free one."""
     advertise_host: str = ""
     """Host that others reach the engine by; empty: the address that the controller is reached
     from."""
     cache_directory: Path | None = None
+    """Where the machine's tensor store keeps what it has read."""
     cache_bytes: int | None = Field(default=None, ge=1 << 20)
+    """Size of that cache, at most; unset: the tensor store's own default."""
     memory_share: float | None = Field(default=None, gt=0, le=1)
     """Of the memory where the engine computes, for weights and KV cache; unset: 0.9 of a GPU's,
     0.6 of the host's."""
 
     notice_poll_s: float = Field(default=5.0, ge=0.05, le=60)
+    """The metadata service is asked this often whether the machine is to be taken."""
     metadata_timeout_s: float = Field(default=2.0, gt=0, le=60)
     """For one answer."""
     metadata_wait_s: float = Field(default=10.0, ge=0, le=600)
@@ -61,6 +65,7 @@ class NodeSettings(ServiceSettings):
     drain_s: float = Field(default=60.0, ge=0, le=3600)
     """Told to stop, the engine serves on for this long, or until its stage was handed over."""
     restart_first_s: float = Field(default=0.5, gt=0, le=60)
+    """A part that dies is started again after this long; from then on the pause doubles."""
     restart_longest_s: float = Field(default=30.0, gt=0, le=600)
     """A part that dies is started again after pauses that double from the first to the longest."""
     stable_s: float = Field(default=10.0, gt=0, le=600)

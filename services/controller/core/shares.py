@@ -2,8 +2,9 @@
 
 A router is told its shares in answer to what it reports. It is given what others do not hold: as
 long as the same routers are there, the shares of one tenant that routers hold come to 1 at most,
-however late reports and answers are. A router that is new here brings what it was told before, or,
-told nothing yet, counts itself alone: it knows better with the answer to its first report.
+however late reports and answers are. A controller that has just begun raises no share before each
+router has said what it holds. A router that is new brings what it was told before, or, told nothing
+yet, counts itself alone: it knows better with the answer to its first report.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class TenantShares:
 
     def _share(self, router: _Router, name: str, there: int) -> float:
         wanted = EVEN / there + (1.0 - EVEN) * self._part(router, name, there)
+        if len(self._routers) < there:  # the rest is held by those that have not said so yet
+            return min(wanted, router.holds(name))
         others = sum(one.holds(name) for one in self._routers.values() if one is not router)
         return min(wanted, max(EVEN / there, 1.0 - others))
 

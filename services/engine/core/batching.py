@@ -26,7 +26,6 @@ from services.engine.core.actions import (
     Wake,
     WakeCheckpoints,
 )
-from services.engine.core.blocks import BlockAllocator
 from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
@@ -117,24 +116,38 @@ class Leaving:
     number: int = 0
     busy: bool = False
     """Some stage may be at it."""
-    allocator: BlockAllocator | None = None
+    scheduler: Scheduler | None = None
     """Whose they are."""
+    behind: int = 0
+    """A block has its name before a step brings what it holds: the last such step."""
 
     @classmethod
     def of(cls, lead: Lead, starts: Iterable[StartSequence]) -> Leaving:
         """What is computed of sequences, in their order; no step writes to it until it is given
         back."""
-        allocator, blocks = lead.scheduler.blocks, dict[bytes, int]()
+        blocks = dict[bytes, int]()
         for start in starts:
             names = names_of(start)
-            blocks |= zip(names, allocator.find(names), strict=False)
-        allocator.share(blocks.values())
-        return cls(tuple(blocks.items()), next(lead.numbers), allocator=allocator)
+            blocks |= zip(names, lead.scheduler.blocks.find(names), strict=False)
+        return cls.taken(lead, tuple(blocks.items()))
+
+    @classmethod
+    def taken(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
+        """These are nobody else's until they are given back."""
+        places, allocator = [block for _, block in blocks], lead.scheduler.blocks
+        allocator.share(places)
+        behind = allocator.named_by(places)
+        return cls(blocks, next(lead.numbers), scheduler=lead.scheduler, behind=behind)
+
+    @property
+    def computed(self) -> bool:
+        """They hold what they are named for, at every stage."""
+        return self.scheduler is None or self.scheduler.is_back(self.behind)
 
     def give_back(self) -> None:
         """Whatever a stage may be at stays taken."""
-        if not self.busy and self.allocator is not None:
-            self.allocator.release([block for _, block in self.blocks])
+        if not self.busy and self.scheduler is not None:
+            self.scheduler.blocks.release([block for _, block in self.blocks])
 
 
 class Batching:
@@ -238,8 +251,7 @@ class Batching:
 
     @contextmanager
     def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
-        """Blocks that go ahead next, at most so many; they are computed once `is_back` says so of
-        the last step so far. None: there is no more to be done."""
+        """Blocks that go ahead next, at most so many. None: there is no more to be done."""
         lead, ahead = self.lead, None
         if lead is not None:
             keys = self.generations.running(copying.generation_ids)
@@ -247,8 +259,7 @@ class Batching:
         if lead is None or ahead is None:
             yield None
             return
-        leaving = Leaving(ahead.blocks, next(lead.numbers), allocator=lead.scheduler.blocks)
-        lead.scheduler.blocks.share([block for _, block in ahead.blocks])
+        leaving = Leaving.taken(lead, ahead.blocks)
         try:
             yield ahead, leaving
         finally:
@@ -287,7 +298,7 @@ class Batching:
     def left(self, leaving: Leaving, now_s: float) -> Due:
         """Stages were asked to keep these, and have answered or not, or do so no more."""
         leaving.give_back()
-        if self.lead is None or self.lead.scheduler.blocks is not leaving.allocator:
+        if self.lead is None or self.lead.scheduler is not leaving.scheduler:
             return Due()
         steps, waited_s = self._steps(now_s)
         return Due(steps, waited_s=waited_s)

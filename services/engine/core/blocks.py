@@ -65,6 +65,8 @@ class BlockAllocator:
         """Named blocks that nobody uses, those first that were left longest ago."""
         self._hashes: dict[int, bytes] = {}
         self._by_hash: dict[bytes, int] = {}
+        self._named_by = [0] * count
+        """The step that brings what each named block holds."""
         self.shares_left = MAX_SHARES if sharing else 0
         """So often a block may still be given to one more."""
         self.use = CacheUse()
@@ -118,17 +120,22 @@ class BlockAllocator:
                 self.shares_left -= 1
             self._users[block] += 1
 
-    def name(self, block: int, block_hash: bytes) -> int:
-        """A block that is taken holds the ids of this hash. Returns the block to go on with: where
-        another one has the hash already that one, and this one is given back."""
+    def name(self, block: int, block_hash: bytes, step: int = 0) -> int:
+        """A block that is taken holds the ids of this hash once that step is back; 0: it does.
+        Returns the block to go on with: where another one has the hash already that one, and this
+        one is given back."""
         held = self._by_hash.setdefault(block_hash, block)
         if held != block:
             self.share((held,))
             self.release([block])
             return held
-        self._hashes[block] = block_hash
+        self._hashes[block], self._named_by[block] = block_hash, step
         self.log.add(block_hash)
         return block
+
+    def named_by(self, blocks: Iterable[int]) -> int:
+        """The last step that brings what these hold; 0: all is there."""
+        return max((self._named_by[block] for block in blocks), default=0)
 
     def release(self, blocks: list[int]) -> None:
         """Gives blocks back, the last one first, and empties the list; raises ValueError for one

@@ -66,10 +66,8 @@ class Copying:
 
     def __init__(self, heirs: Sequence[Heir]) -> None:
         self.heirs = tuple(heirs)
-        self.blocks = 0
-        """That all members of their heirs keep by now."""
         self.over = False
-        """None lacked more than one when it was last asked what goes next."""
+        """Each had begun, and none lacked more than one, when it was last asked what goes next."""
         self._heir_of = {name: i for i, heir in enumerate(heirs) for name in heir.generation_ids}
         self._over: dict[SequenceKey, list[bytes]] = {}
         """Of each sequence, from its first block on."""
@@ -78,9 +76,27 @@ class Copying:
         """Rounds in a row that heirs had no room for, or did not answer."""
 
     @property
+    def blocks(self) -> int:
+        """That all members of their heirs keep by now."""
+        return _count(self._over.values())
+
+    @property
+    def blocks_of(self) -> dict[str, int]:
+        """The same of each generation that has some; what its choices share counts once."""
+        names = {key.generation_id: list[list[bytes]]() for key in self._over}
+        for key, over in self._over.items():
+            names[key.generation_id].append(over)
+        return {name: _count(over) for name, over in names.items()}
+
+    @property
     def cached(self) -> int:
         """Blocks that lie in caches by now."""
-        return sum(self._cached.values())
+        return _count(self._over[key][:count] for key, count in self._cached.items())
+
+    @property
+    def taken(self) -> bool:
+        """Every heir took what it was sent last."""
+        return not self._failed
 
     @property
     def generation_ids(self) -> frozenset[str]:
@@ -91,28 +107,32 @@ class Copying:
     def next(
         self,
         keys: Iterable[SequenceKey],
-        full: Callable[[SequenceKey, int], Sequence[NamedBlock]],
+        full: Callable[[SequenceKey, int], Sequence[NamedBlock] | None],
         at_most: int,
     ) -> Ahead | None:
-        """What goes over next, of those sequences first that come first. `full` tells a sequence's
-        full blocks from one of them on. None: none lacks more than one."""
-        lacking = [
-            _Piece(
-                key,
-                self._heir_of[key.generation_id],
-                tuple(full(key, len(self._over.get(key, ())))),
-            )
-            for key in keys
-        ]
+        """What goes over next, at most so many blocks, each once to an heir, of those sequences
+        first that come first. `full` tells a sequence's full blocks from one of them on, or None
+        for one that waits for its turn. None: none lacks more than one."""
+        lacking, begun, waiting = list[_Piece](), set[str](), set[str]()
+        for key in keys:
+            blocks = full(key, len(self._over.get(key, ())))
+            there = blocks is not None or key in self._over
+            (begun if there else waiting).add(key.generation_id)
+            lacking.append(_Piece(key, self._heir_of[key.generation_id], tuple(blocks or ())))
         if all(len(one.blocks) <= ONE_MORE for one in lacking):
-            self.over = not self._failed
+            self.over = self.taken and waiting <= begun
             return None
         self.over = False
-        pieces, room = list[_Piece](), at_most
+        pieces, going = list[_Piece](), set[tuple[int, bytes]]()
         for one in lacking:
-            if one.blocks and room:
-                pieces.append(_Piece(one.key, one.heir, one.blocks[:room]))
-                room -= len(pieces[-1].blocks)
+            count = 0
+            for name, _ in one.blocks:
+                if (one.heir, name) not in going and len(going) == at_most:
+                    break
+                going.add((one.heir, name))
+                count += 1
+            if count:
+                pieces.append(_Piece(one.key, one.heir, one.blocks[:count]))
         return Ahead(tuple(pieces))
 
     def copied(self, ahead: Ahead, there: set[int]) -> None:
@@ -124,7 +144,6 @@ class Copying:
             if one.heir in there:
                 self._failed.pop(one.heir, None)
                 self._over.setdefault(one.key, []).extend(name for name, _ in one.blocks)
-                self.blocks += len(one.blocks)
 
     def for_caches(
         self, ahead: Ahead, there: set[int]
@@ -140,3 +159,8 @@ class Copying:
     def lie(self, cached: Mapping[SequenceKey, int]) -> None:
         """So many of these sequences' first blocks lie in caches."""
         self._cached.update(cached)
+
+
+def _count(chains: Iterable[Iterable[bytes]]) -> int:
+    """Names that are in any of them."""
+    return len({name for names in chains for name in names})

@@ -207,12 +207,12 @@ class Scheduler:
         sequence.stopping = True
         return False
 
-    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]]:
+    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]] | None:
         """Names and blocks of what a sequence has handed to the stages, from one of its blocks on;
-        they are computed once the last step that departed is back."""
+        they are computed once the last step that departed is back. None: it is in no batch."""
         sequence = self._by_key.get(key)
         if sequence is None or sequence.slot < 0:
-            return []
+            return None
         indices = range(start, sequence.named)
         return [(sequence.block_hash(i), sequence.blocks[i]) for i in indices]
 
@@ -347,17 +347,16 @@ class Scheduler:
             and (sequence := self._turns.first()) is not None
         ):
             found = self._sharing.found(sequence) if self._slots else []
-            if not self._has_room(self._sharing.lacking(sequence, found)):
+            # Who was given a place has it, whoever may come for the last one.
+            last = len(self._slots) == 1 and sequence is not taker
+            kept = last and self._turns.leaves_last_place(sequence, self._settings.max_sequences)
+            if kept or not self._has_room(self._sharing.lacking(sequence, found)):
                 gives = self._turns.gives_place(sequence, self._running.values())
                 if gives is None:
                     return
                 self._preempt(gives)
                 taker = sequence
                 continue
-            places, last = self._settings.max_sequences, len(self._slots) == 1
-            # A place that somebody gave up for it is kept from it for nobody.
-            if last and sequence is not taker and self._turns.leaves_last_place(sequence, places):
-                return
             self._turns.enters(sequence)
             self._sharing.enter(sequence, found)
             sequence.slot = heappop(self._slots)
@@ -458,6 +457,7 @@ class Scheduler:
 
     def _depart(self, pieces: list[_Piece], decodes: int) -> Step:
         self._number += 1
+        self._turns.departed(self._number)
         steps: list[SequenceStep] = []
         token_ids: list[int] = []
         replayed = drafted = 0
@@ -476,7 +476,7 @@ class Scheduler:
                 sequence.cached = min(start, prompt)
             sequence.computed = end
             self._turns.computed(sequence, start, end)
-            self._sharing.name(sequence)
+            self._sharing.name(sequence, self._number)
             sequence.in_flight += 1
             sequence.last_step = self._number
         opens = tuple(sequence.opening for sequence in self._opens)

@@ -55,11 +55,12 @@ class Sharing:
         self._blocks.use.hits += sequence.named * BLOCK_SIZE - sequence.computed
         sequence.computed = sequence.named * BLOCK_SIZE
 
-    def name(self, sequence: BatchedSequence) -> None:
-        """What it has handed to the stages, others may use from the next step on."""
+    def name(self, sequence: BatchedSequence, step: int) -> None:
+        """What it has handed to the stages by now, with this step, others may use from the next one
+        on."""
         full = sequence.computed // BLOCK_SIZE
         while sequence.named < full and self._blocks.shares_left:
             index = sequence.named
             block, block_hash = sequence.blocks[index], sequence.block_hash(index)
-            sequence.blocks[index] = self._blocks.name(block, block_hash)
+            sequence.blocks[index] = self._blocks.name(block, block_hash, step)
             sequence.named += 1

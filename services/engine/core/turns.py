@@ -22,6 +22,8 @@ KEPT_OF = 32
 """A place is kept for who may come in a batch of so many, or more: there it is little to lack."""
 LATELY_STEPS = 512
 """A tenant that asked no longer ago may ask again."""
+MAX_LATELY = 64
+"""Tenants of which that is known, those that asked last."""
 
 
 class Turns:
@@ -47,9 +49,14 @@ class Turns:
         self._shares.enter(tenant)
         self._asked.pop(tenant, None)
         self._asked[tenant] = step
-        while self._asked[oldest := next(iter(self._asked))] < step - LATELY_STEPS:
-            del self._asked[oldest]
+        if len(self._asked) > MAX_LATELY:
+            del self._asked[next(iter(self._asked))]
         self.waits(sequence)
+
+    def departed(self, step: int) -> None:
+        """This step is the last one so far: who asked long before it does not count any more."""
+        while self._asked and self._asked[oldest := next(iter(self._asked))] < step - LATELY_STEPS:
+            del self._asked[oldest]
 
     def waits(self, sequence: BatchedSequence) -> None:
         """It has no place."""
@@ -105,7 +112,7 @@ class Turns:
     def hurried(self, reading: Iterable[BatchedSequence]) -> set[BatchedSequence]:
         """Of those that read their prompts, whose tenants have had more than another that asked of
         late, and for which they would pause: its next request waits for the steps in flight."""
-        if len(self._asked) < 2:
+        if not self._asked:
             return set()
         most = min(map(self._shares.round_of, self._asked)) + WELL_AHEAD
         return {s for s in reading if self._round(s) >= most}

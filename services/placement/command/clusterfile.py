@@ -13,6 +13,7 @@ from services.placement.estimate.cluster import (
     MAX_BACKEND_CHARS,
     MAX_NODES,
     CandidateNode,
+    NodeClass,
     PlacedPipeline,
     PlacedStage,
     described,
@@ -64,6 +65,14 @@ def read_cluster(path: Path, catalogue: HardwareCatalogue) -> tuple[CandidateNod
     return tuple(nodes)
 
 
+def of_type(name: str, catalogue: HardwareCatalogue, field: str) -> NodeClass:
+    """An instance type that the command line names; raises NotFound, of this field."""
+    try:
+        return described(catalogue, instance_type=name)
+    except NotFound as error:
+        raise NotFound(error.message, field=field) from None
+
+
 def parse_pipeline(text: str, catalogue: HardwareCatalogue) -> PlacedPipeline:
     """`type:layers[:tp],...`, TP defaulting to the GPU count."""
     stages: list[PlacedStage] = []
@@ -74,7 +83,7 @@ def parse_pipeline(text: str, catalogue: HardwareCatalogue) -> PlacedPipeline:
             raise InvalidArgument(
                 f"stage {index} is {part[:60]!r}, not type:layers[:tp]", field="pipeline"
             )
-        kind = described(catalogue, instance_type=fields[0])
+        kind = of_type(fields[0], catalogue, "pipeline")
         layers, tp = int(fields[1]), int(fields[2]) if len(fields) == 3 else kind.gpu_count
         stages.append(
             PlacedStage(CandidateNode(f"{fields[0]}-{index}", kind), start, start + layers, tp)

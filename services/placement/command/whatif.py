@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.placement.command.clusterfile import of_type
 from services.placement.command.report import number, pipeline_data
 from services.placement.estimate.catalogue import HardwareCatalogue
-from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, described
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.replan.next_plan import NextPlan
@@ -44,7 +45,7 @@ def change_cluster(
         kind = next(
             (node.kind for node in nodes if node.kind.type_name == name),
             None,
-        ) or described(catalogue, instance_type=name)
+        ) or of_type(name, catalogue, "gain")
         left += [CandidateNode(f"{name}-new-{i}", kind) for i in range(count)]
     return tuple(left)
 

@@ -102,7 +102,8 @@ Item = TypeVar("Item")
 def _named(items: dict[str, Item], name: str, field: str) -> Item:
     if name not in items:
         known = ", ".join(sorted(items))
-        raise NotFound(f"unknown {field} {name[:64]!r}; known: {known}", field=field)
+        what = field.replace("_", " ")
+        raise NotFound(f"unknown {what} {name[:64]!r}; known: {known}", field=field)
     return items[name]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from services.cli import __main__ as cli
 from services.cli.mesh_directory import MeshDirectory, MeshState
+from services.cli.mesh_option import mesh_in
 
 QUICK = """
 import sys
@@ -65,11 +66,11 @@ def test_commands_speak_as_the_operator_of_a_mesh_with_certificates(
     certificates = tmp_path / "certificates"
     state = MeshState("id", os.getpid(), "m", "ready", "", (), str(certificates))
     MeshDirectory(tmp_path).write(state)
-    cli.mesh_in(tmp_path)
+    mesh_in(tmp_path)
     assert os.environ["SHUNT_TLS_DIRECTORY"] == str(certificates)
     os.environ["SHUNT_TLS_DIRECTORY"] = "mine"
     with pytest.raises(SystemExit) as stop:  # it is read first, and not there
-        cli.mesh_in(tmp_path)
+        mesh_in(tmp_path)
     assert (stop.value.code, os.environ["SHUNT_TLS_DIRECTORY"]) == (2, "mine")
 
 

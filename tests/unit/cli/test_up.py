@@ -137,7 +137,7 @@ MARKET = "offers: [{id: a, count: 4, price_per_hour: 1, relative_speed: %s}]"
             "offers: [{id: a, count: 4}]",
             "--market: m.yaml: offers.0.price_per_hour: Field required",
         ),
-        (MARKET % 5, "--market: m.yaml: no offer has the relative_speed 3 of node_speeds"),
+        (MARKET % 5, "--market: m.yaml: no offer has the relative_speed 3 of --node-speeds"),
         (None, "--market: cannot read m.yaml"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_market_that_cannot_be_is_refused_before_anything_starts(
         (MeshOptions(strategy="half"), "--strategy: known are full, migration, concurrent-init"),
         (
             MeshOptions(strategy="spotserve", budget_per_hour=3.0),
-            "--strategy: spotserve takes no account of budget_per_hour",
+            "--strategy: spotserve takes no account of --budget-per-hour",
         ),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_strategy_that_cannot_be_is_refused_before_anything_starts(
         (MeshOptions(stages="0-1;2-5"), "--stages: stages read 0-1:tp1,2-5:tp2"),
         (
             MeshOptions(stages="0-1,2-3,4-5"),
-            "--stages: 3 stages, and node_speeds has a pipeline of 2 nodes",
+            "--stages: 3 stages, and --node-speeds has a pipeline of 2 nodes",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_what_is_wrong_with_other_settings_is_not_the_market_s(
         ({"nodes_min": -1}, "--nodes-min: Input should be greater than or equal to 0"),
         ({"nodes_max": 20_000}, "--nodes-max: Input should be less than or equal to 10000"),
         ({"spares": -1}, "--spares: Input should be greater than or equal to 0"),
-        ({"nodes_min": 4, "nodes_max": 2}, "--nodes-max: less than nodes_min, which is 4"),
+        ({"nodes_min": 4, "nodes_max": 2}, "--nodes-max: less than --nodes-min, which is 4"),
         ({"standbys": 8}, "--standbys is from 0 to 7"),
         ({"standbys": -1}, "--standbys is from 0 to 7"),
         ({"standbys": 1}, "--standbys: a file is one controller's journal"),
@@ -268,7 +268,7 @@ def test_certificates_are_for_what_is_started_from_then_on(
 def test_a_budget_that_buys_no_node_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_text(MARKET % 3)
     options = MeshOptions(market=tmp_path / "m.yaml", node_speeds="3", budget_per_hour=0.5)
-    with pytest.raises(MeshError, match=r"no node of node_speeds is to be had for 0\.5 an hour"):
+    with pytest.raises(MeshError, match=r"no node of --node-speeds is to be had for 0\.5 an hour"):
         up.prepare(MeshDirectory(tmp_path / "mesh"), options, Console())
 
 

@@ -12,14 +12,15 @@ from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.link import UNSEEN_BYTES_PER_S
-from services.controller.core.departure.move import Rates, Stream
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.departure.move import Choice, Move, Rates, Stream
+from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 from services.controller.departures import Departures, Journaled
 from services.controller.engines import Heir, WentAhead
 from services.controller.event_log import EventLog
 from services.controller.kv_sources import Handover, KvSources
 from tests.unit.controller.small_runtime import Disk
 
+MODEL = ModelRef("m", "d")
 NOTHING_SEEN = Rates()
 SHORT = Stream("short", 100, (10,), 12, 1000.0)
 LONG = Stream("long", 100, (10,), 10_000, 1000.0)
@@ -37,6 +38,9 @@ class Head:
         self.over = False
         self.blocks, self.size_bytes, self.took_s = 30, 4000, 0.0
         """Of what goes ahead."""
+        self.blocks_of = {"long": 6}
+        self.measured = 0
+        """How often it was asked for the size of its blocks."""
         self.drains: list[tuple[str, ...]] = []
         self.kept: list[tuple[bool, tuple[str, ...]]] = []
         self.copied: list[tuple[str, tuple[Heir, ...], float]] = []
@@ -69,7 +73,15 @@ class Head:
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
         self.now_s += self.took_s
-        return WentAhead(2, self.blocks, 20, self.size_bytes, 0.25, self.over)
+        return WentAhead(
+            2, self.blocks, 20, self.size_bytes, 0.25, self.over, blocks_of=self.blocks_of
+        )
+
+    async def block_bytes(self, formation_id: str, head: Member) -> int:
+        self.measured += 1
+        if self.fails:
+            raise Unavailable("away")
+        return 100
 
     def seen(self, _: str) -> list[Stream]:
         self.now_s += 0.2
@@ -81,12 +93,16 @@ class Head:
 class Cluster:
     """Knows the formation until it has departed."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_bytes: int | None = 100) -> None:
         self.departed_from: list[str] = []
+        self.block_bytes = block_bytes
         self.view = self
 
     def runs_at(self, formation_id: str) -> Any:
-        return type("RunsAt", (), {"pipeline_id": "p", "model": "m", "kv_block_bytes": 100})
+        return RunsAt("p", MODEL, self.block_bytes)
+
+    def measured(self, formation_id: str, block_bytes: int) -> None:
+        self.block_bytes = block_bytes
 
     def members(self, formation_id: str) -> tuple[Member, ...]:
         return (Member("n", f"i-{formation_id}", "a:1", LayerRange(0, 4)),)
@@ -114,6 +130,10 @@ def departures(
     clock = lambda: head.now_s  # noqa: E731
     kv = KvSources(handover, 5.0, clock, lambda _: ())
     return Departures(core, engines, journaled, events, kv=kv, block_positions=16, clock=clock)
+
+
+def replayed(moves: Sequence[Move]) -> set[str]:
+    return {move.generation_id for move in moves if move.choice is Choice.REPLAY}
 
 
 async def chosen(events: EventLog) -> list[tuple[str, str, str]]:
@@ -149,8 +169,8 @@ async def test_a_head_that_does_not_answer_is_given_up() -> None:
 async def test_what_ends_at_once_is_told_of_each_that_runs() -> None:
     disk: Any = Disk()
     events = EventLog(disk, lambda: 0.0, 100)
-    assert departures(Head([LONG]), Cluster(), events).end("f") == {"long"}
-    assert departures(Head([LONG]), Cluster(), events, "kv").end("f") == frozenset()
+    assert replayed(departures(Head([LONG]), Cluster(), events).end("f")) == {"long"}
+    assert replayed(departures(Head([LONG]), Cluster(), events, "kv").end("f")) == set()
     assert await chosen(events) == [
         ("long", "replay", "its formation ends now"),
         ("long", "push", "its formation ends now"),
@@ -166,7 +186,7 @@ async def test_each_leaves_as_its_reader_waits_least() -> None:
     disk: Any = Disk()
     events = EventLog(disk, lambda: 0.0, 100)
     leaving = departures(Head([LONG, FEW]), Cluster(), events, "auto", SLOW)
-    assert leaving.end("f") == {"few"}
+    assert replayed(leaving.end("f")) == {"few"}
     assert sorted(await chosen(events)) == [
         ("few", "replay", "its ids are computed as fast as its cache travels"),
         ("long", "push", "its cache travels faster than it is computed"),
@@ -179,15 +199,30 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
     leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
     leaving._link.carried(100, 1.0, 0.0)
-    assert leaving.end("f") == {"long"}
+    assert replayed(leaving.end("f")) == {"long"}
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
     leaving._link.carried(100, 1000.0, 0.0)
-    assert leaving.end("f") == frozenset()
-    assert leaving.end("f") == {"long"}, "once"
+    assert replayed(leaving.end("f")) == set()
+    assert replayed(leaving.end("f")) == {"long"}, "once"
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
-    assert leaving._ahead == {"f"}
+    assert leaving._ahead == {"f": {"long": 6}}
     leaving.forget("f")
-    assert leaving._ahead == set(), "it was lost before it was drained"
+    assert leaving._ahead == {}, "it was lost before it was drained"
+
+
+async def test_what_went_ahead_is_known_of_each_generation() -> None:
+    """One that came behind the copies, and one that its heir did not take, travel behind the seal
+    over a slow link; the one that went ahead lacks no more than its last blocks."""
+    disk: Any = Disk()
+    events, late = EventLog(disk, lambda: 0.0, 100), Stream("late", 100, (10,), 10_000, 1000.0)
+    head = Head([LONG, late])
+    promised = {"long": other("f2"), "late": other("f2")}
+    leaving = departures(head, Cluster(), events, "auto", SLOW, promised)
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    leaving._link.carried(100, 1000.0, 0.0)
+    assert replayed(leaving.end("f")) == {"late"}
+    told = {name: choice for name, choice, _ in await chosen(events)}
+    assert told == {"long": "push", "late": "replay"}
 
 
 def other(formation: str) -> ServingHead:
@@ -262,6 +297,19 @@ async def test_what_departs_has_its_blocks_go_ahead_and_is_sealed_when_they_are_
     ]
     told = [e async for e in events.follow(1, wait=False) if e.generation_id == "long"]
     assert told[0].attributes["bytes"] == "600"
+
+
+async def test_a_head_that_older_notes_tell_of_is_asked_how_large_its_blocks_are() -> None:
+    disk: Any = Disk()
+    events, head, cluster = EventLog(disk, lambda: 0.0, 100), Head([LONG]), Cluster(None)
+    leaving = departures(head, cluster, events, "kv", promised={"long": other("f2")})
+    for _ in range(2):
+        await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert (len(head.copied), head.measured, cluster.block_bytes) == (2, 1, 100)
+    silent, cluster = Head([LONG], fails=True), Cluster(None)
+    leaving = departures(silent, cluster, events, "kv", promised={"long": other("f2")})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert (silent.copied, cluster.block_bytes) == ([], None)
 
 
 async def test_one_whose_blocks_nobody_takes_is_replayed() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
 from services.common.nodes import Member
+from services.controller.core.departure.move import Choice, Move, Reason
 from services.controller.kv_sources import KvSources
 
 MEMBERS = (
@@ -23,6 +24,10 @@ class Clock:
         return self.now_s
 
 
+def move(name: str, choice: Choice) -> Move:
+    return Move(name, choice, Reason.CHEAPER, 0.0, 0.0)
+
+
 def nobody(formation_id: str) -> Sequence[Member]:
     return ()
 
@@ -31,7 +36,7 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
     clock = Clock()
     sources = KvSources("kv", 5.0, clock, nobody)
     assert sources.travels
-    sources.drains("f", MEMBERS)
+    sources.drains("f", MEMBERS, ())
     clock.now_s += 60
     source = sources.of("f", "a", False)
     assert source is not None
@@ -50,7 +55,7 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
 
 def test_of_a_drain_that_failed_nothing_is_told() -> None:
     sources = KvSources("kv", 5.0, Clock(), nobody)
-    sources.drains("f", MEMBERS)
+    sources.drains("f", MEMBERS, ())
     sources.drained("f", sealed=False)
     assert sources.of("f", "a", False) is None
 
@@ -58,7 +63,7 @@ def test_of_a_drain_that_failed_nothing_is_told() -> None:
 def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
     sources = KvSources("replay", 5.0, Clock(), nobody)
     assert not sources.travels
-    sources.drains("f", MEMBERS)
+    sources.drains("f", MEMBERS, ())
     sources.drained("f", sealed=True)
     assert sources.of("f", "a", False) is None
 
@@ -67,7 +72,7 @@ async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
     loop = asyncio.get_running_loop()
     sources = KvSources("kv", 0.05, loop.time, nobody)
     await sources.over("n0")
-    sources.drains("f", MEMBERS)
+    sources.drains("f", MEMBERS, ())
     over = asyncio.create_task(sources.over("n0"))
     await sources.over("n2")
     await asyncio.sleep(0)
@@ -97,10 +102,27 @@ def test_of_a_formation_that_is_left_one_by_one_those_have_blocks_that_were_push
     sources.seals("f", {"pushed"}, {"replayed"})
     assert sources.of("f", "pushed", False) is not None
     assert sources.of("f", "replayed", False) is None
-    sources.drains("f", MEMBERS, {"too short"})
+    assert sources.drains("f", MEMBERS, [move("too short", Choice.REPLAY)]) == {"too short"}
     told = {name: sources.of("f", name, False) is not None for name in ("runs on", "replayed")}
     assert told == {"runs on": True, "replayed": False}
     assert sources.of("f", "too short", False) is None
+
+
+async def test_where_all_ids_are_read_again_no_node_stays_for_blocks() -> None:
+    """Chosen for each of them, that is; else what nobody has told of yet may have some."""
+    none, some = [move("a", Choice.REPLAY)], [move("a", Choice.REPLAY), move("b", Choice.PUSH)]
+    for handover, moves, said in (
+        ("auto", (), None),
+        ("auto", none, None),
+        ("auto", some, {"a"}),
+        ("kv", (), set()),
+        ("replay", some, None),
+    ):
+        sources = KvSources(handover, 5.0, Clock(), nobody)
+        assert sources.drains("f", MEMBERS, moves) == said
+        assert (sources.of("f", "b", False) is None) is (said is None)
+        if said is None:
+            await asyncio.wait_for(sources.over("n0"), 60)
 
 
 async def test_a_node_whose_formation_was_lost_while_it_was_left_may_end() -> None:

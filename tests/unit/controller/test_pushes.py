@@ -24,11 +24,18 @@ THERE = (KvMember("a:2", "i-there", LayerRange(0, 4)),)
 class Heads:
     """Sends so many blocks a round."""
 
-    def __init__(self, blocks: dict[str, list[int]], free: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        blocks: dict[str, list[int]],
+        free: Collection[str] = (),
+        full: Collection[str] = (),
+    ) -> None:
         self.blocks = blocks
         """Of each generation, round by round, how many are over in all; -1: no answer."""
         self.free = free
         """No bytes go for these."""
+        self.full = full
+        """Whoever goes on with these has no room."""
         self.asked: list[str] = []
         self.now_s = 0.0
 
@@ -50,15 +57,16 @@ class Heads:
         over = rounds.pop(0)
         if over < 0:
             raise Unavailable("away")
-        size_bytes = 0 if name in self.free else 500
-        return WentAhead(1, over, size_bytes=size_bytes, took_s=0.1, over=not rounds)
+        size_bytes = 0 if name in self.free or name in self.full else 500
+        full = name in self.full
+        return WentAhead(1, over, size_bytes=size_bytes, took_s=0.1, over=not rounds, full=full)
 
 
 async def pushed(
-    blocks: dict[str, list[int]], free: Collection[str] = ()
+    blocks: dict[str, list[int]], free: Collection[str] = (), full: Collection[str] = ()
 ) -> tuple[Pushes, Heads, Link]:
     """When all that was to go has gone, as far as it does."""
-    heads, link = Heads(blocks, free), Link()
+    heads, link = Heads(blocks, free, full), Link()
     engines: Any = heads
     pushes = Pushes(
         engines,
@@ -67,6 +75,7 @@ async def pushed(
         HEAD,
         block_bytes=BLOCK_BYTES,
         block_positions=16,
+        over={},
         clock=lambda: heads.now_s,
     )
     for name in blocks:
@@ -113,6 +122,21 @@ async def test_what_lies_there_already_says_nothing_of_the_link() -> None:
     assert link.bytes_per_s(heads.now_s) == 0.0
 
 
+async def test_no_room_where_one_goes_says_nothing_of_the_link() -> None:
+    """It is replayed; the others are pushed as they would have been."""
+    pushes, heads, link = await pushed({"a": [0, 0], "b": [4]}, free=("b",), full=("a",))
+    assert heads.asked == ["a", "b"]
+    assert pushes.seen(stream("a")).bytes is None
+    assert pushes.seen(stream("b")).bytes == 0
+    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+
+
+def test_a_call_that_found_nothing_to_send_says_nothing_of_the_link() -> None:
+    """Of one that waits for a place in the batch."""
+    assert not WentAhead(rounds=0).tells_of_link()
+    assert WentAhead(rounds=1).tells_of_link()
+
+
 async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:
     heads = Heads({"a": [2, 4, 6]})
     engines: Any = heads
@@ -123,6 +147,7 @@ async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:
         HEAD,
         block_bytes=BLOCK_BYTES,
         block_positions=16,
+        over={},
         clock=lambda: heads.now_s,
     )
     pushes.begin("a", Heir(THERE, frozenset({"a"})))

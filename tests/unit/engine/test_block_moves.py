@@ -19,7 +19,7 @@ from services.common.generation import (
     Sampling,
 )
 from services.engine.backend import Sampled
-from services.engine.block_moves import AHEAD_BYTES, BlockMoves
+from services.engine.block_moves import AHEAD_BYTES, BlockMoves, Copied, Stored
 from services.engine.core.batching import Batching, Lead
 from services.engine.core.copying import Heir
 from services.engine.core.generations import Generations
@@ -53,6 +53,10 @@ class Rig:
     """Of the calls to heirs, in turn."""
     answers: bool = True
     """Stages do."""
+    room: int = 64
+    """Blocks that a stage keeps of those it is told to."""
+    full: bool = False
+    """Heirs have no room."""
     kept: list[int] = field(default_factory=list)
     """How many blocks stages were asked to keep, in turn."""
     chains: list[list[bytes]] = field(default_factory=list)
@@ -88,28 +92,32 @@ class Rig:
         self.batching.came_back(self.steps, [Sampled(0, self.steps - 1, 7)], 0.1)
         self.changed.set()
 
-    async def copy(self, calls: int = 1) -> list[int]:
-        """Blocks that so many calls at once have had go ahead, in a round each."""
+    async def copied(self, calls: int = 1) -> list[Copied]:
+        """What so many calls at once come to, in a round each."""
         asked = [
             asyncio.create_task(self.moves.copy("f", HEIRS, SOURCE, 10.0, max_rounds=1))
             for _ in range(calls)
         ]
         await asyncio.sleep(0)
         self.back()
-        done = await asyncio.wait_for(asyncio.gather(*asked), 60)
-        return [copied.blocks for copied in done]
+        return await asyncio.wait_for(asyncio.gather(*asked), 60)
 
-    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
+    async def copy(self, calls: int = 1) -> list[int]:
+        """Blocks that these have had go ahead."""
+        return [copied.blocks for copied in await self.copied(calls)]
+
+    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
         self.kept.append(len(blocks))
         self.now_s += self.call_s
-        return self.answers
+        return min(self.room, len(blocks)) if self.answers else None
 
     async def store(
         self, formation: Any, source: Any, heir: Any, names: Sequence[bytes], limit_s: float
-    ) -> int | None:
+    ) -> Stored:
         self.limits_s.append(limit_s)
         self.now_s += self.call_s
-        return len(names)
+        whole = not self.full and self.room >= len(names)
+        return Stored(len(names) if whole else 0, whole, self.full)
 
     async def cache(
         self, heir: Any, source: Any, chains: Sequence[Sequence[bytes]], limit_s: float
@@ -171,6 +179,59 @@ async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise
     rig.says_so.set()
     await asyncio.wait_for(asyncio.gather(*rig.moves._moving), 60)
     assert rig.scheduler.used_blocks == 0
+
+
+async def test_what_is_computed_is_kept_whatever_is_on_its_way_since() -> None:
+    rig = Rig(places=2)
+    rig.generate(2, "leaves")  # all its blocks but the last are those of the first one
+    rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.1, {"g"}), 0.1)
+    rig.back()
+    assert not rig.batching.generations.sealing("f")
+    assert rig.scheduler.in_flight
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=False), 60)
+    assert rig.kept == [4]
+
+
+async def test_who_has_no_room_says_so(rig: Rig) -> None:
+    """Whoever asked takes it for a link that is dead otherwise."""
+    (came,) = await rig.copied()
+    assert (came.blocks, came.blocks_of, came.full) == (2, {"g": 2}, False)
+    rig.full = True
+    (came,) = await rig.copied()
+    assert (came.rounds, came.blocks, came.full) == (1, 2, True)
+    rig.full, rig.room = False, 1
+    (came,) = await rig.copied()
+    assert (came.rounds, came.blocks, came.full) == (1, 2, True), "nor has the stage that has them"
+
+
+async def test_one_that_waits_for_a_place_is_not_over() -> None:
+    rig = Rig(places=1)
+    rig.generate(2, "waits")
+    heirs = (Heir(HEIRS[0].members, frozenset({"waits"}), "f2"),)
+    came = await rig.moves.copy("f", heirs, SOURCE, 10.0)
+    assert (came.rounds, came.blocks, came.over) == (0, 0, False)
+
+
+async def test_what_follows_one_that_waits_for_a_place_goes_on_when_it_has_one() -> None:
+    rig = Rig(places=1)
+    rig.generate(2, "waits")
+    heirs = (Heir(HEIRS[0].members, frozenset({"waits"}), "f2"),)
+    following = asyncio.create_task(rig.moves.copy("f", heirs, SOURCE, 10.0, follows=True))
+    await asyncio.sleep(0)
+    assert not following.done()
+    rig.batching.act(rig.batching.generations.cancel("g", None, CancelReason.CLIENT, 0.2), 0.2)
+    rig.back()
+    await asyncio.sleep(0)
+    rig.back()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert rig.kept == [2]
+    cancel = rig.batching.generations.cancel("waits", None, CancelReason.CLIENT, 0.3)
+    rig.batching.act(cancel, 0.3)
+    rig.changed.set()
+    came = await asyncio.wait_for(following, 60)
+    assert came.blocks_of == {"waits": 2}
 
 
 async def test_what_others_have_on_its_way_is_kept_when_it_is_computed() -> None:

@@ -34,6 +34,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
+from services.engine.block_moves import Stored
 from services.engine.core.batching import Lead
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
@@ -90,10 +91,10 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> bool:
+    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
         raise AssertionError("nothing was to be kept")
 
-    async def store(self, *asked: Any) -> int | None:
+    async def store(self, *asked: Any) -> Stored:
         raise AssertionError("nothing was to go ahead")
 
     async def cache(self, *asked: Any) -> list[int]:
@@ -269,6 +270,31 @@ async def test_a_drain_takes_the_token_in_flight_and_nothing_more(rig: Rig) -> N
     assert checkpoint.sealed
     assert checkpoint.spans[0].end == 2
     draining.cancel()
+
+
+async def test_two_drains_that_wait_for_a_block_do_not_keep_each_other_busy(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one says wakes the other, which then has nothing new to say."""
+    frames = rig.head.read(call())
+    await _next(frames)
+    rig.stages.answer()
+    looks, look = 0, rig.head._batching.within_blocks
+
+    def looked() -> frozenset[str]:
+        nonlocal looks
+        looks += 1
+        return look()
+
+    monkeypatch.setattr(rig.head._batching, "within_blocks", looked)
+    draining = [asyncio.create_task(rig.head.drain("f", keep_kv=True)) for _ in range(2)]
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert 2 <= looks <= 6
+    for task in draining:
+        task.cancel()
+    await asyncio.gather(*draining, return_exceptions=True)
+    await frames.aclose()
 
 
 async def test_a_cancelled_generation_leaves_the_batch(rig: Rig) -> None:

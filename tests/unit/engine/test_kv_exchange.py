@@ -260,6 +260,26 @@ async def test_what_has_no_room_is_not_kept_and_comes_last() -> None:
     assert exchange.shelf.used_bytes == 2 * size
 
 
+async def test_what_has_no_room_where_it_goes_is_told_apart_from_what_does_not_come() -> None:
+    honest, place = await kept(), stage()
+    size = place.kv_layout.size_bytes(place.layers)
+
+    async def read(
+        member: KvMember, wanted: Wanted, limit_s: float
+    ) -> AsyncGenerator[KvPiece, None]:
+        async for piece in honest.offered(wanted, lambda _: None):
+            yield piece
+
+    async def stored(blocks: int, names: list[bytes]) -> tuple[int, bool]:
+        exchange = KvExchange("new", KvLimits(shelf_bytes=blocks * size), read, time.monotonic)
+        came = await exchange.store(SOURCE, place.kv_layout, place.layers, names, 60.0)
+        return came.blocks, came.full
+
+    assert await stored(BLOCKS, NAMES[0]) == (BLOCKS, False)
+    assert await stored(2, NAMES[0]) == (2, True)
+    assert await stored(BLOCKS, [NAMES[0][0], b"nobody has it"]) == (1, False)
+
+
 async def test_a_fetch_holds_no_more_than_its_window_at_a_time() -> None:
     honest, windows = await kept(), []
 

@@ -217,9 +217,57 @@ def test_a_picture_that_cannot_be_written_is_told_before_a_plan_is_made(
 
     monkeypatch.setattr("services.placement.cli.planner", never)
     result = run(*command, "--cluster", paper, "--plot", picture, code=2)
-    assert "error: plot: " in result.stderr
+    assert "error: --plot: " in result.stderr
 
 
 def test_an_unknown_planner_is_refused_before_anything_is_compared(paper):
     result = run("compare", "--cluster", paper, "--planners", "vllm,best", code=2)
     assert "unknown planner 'best'" in result.stderr
+
+
+ESTIMATE = ("estimate", "--model", "qwen3-32b", "--pipeline")
+LAYER = ("layer", "--model", "qwen3-32b", "--phase", "decode", "--gpu")
+WHAT_IF = ("what-if", "--model", "qwen3-32b", "--cluster", "CLUSTER")
+SOLVE = ("solve", "--model", "qwen3-32b", "--cluster", "CLUSTER")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((*SOLVE, "--budget", -1), "--budget must be from 0 to 1e9"),
+        ((*SOLVE, "--rate", -1), "--rate must be from 0 to 1e9"),
+        ((*SOLVE, "--ttft", -1), "--ttft must be from 0 to 1e9"),
+        ((*SOLVE, "--tpot", "nan"), "--tpot must be from 0 to 1e9"),
+        ((*SOLVE, "--on-demand-share", 2), "--on-demand-share must be from 0 to 1"),
+        ((*SOLVE, "--recovery-s", -1), "--recovery-s must be from 0 to 1e9"),
+        ((*SOLVE, "--output-tokens", 0), "--output-tokens must be from 1 to 16777216"),
+        ((*SOLVE, "--planner", "x"), "--planner: unknown planner 'x'; known: "),
+        ((*SOLVE, "--planner", "exact", "--ttft", 1), "takes no account of --ttft: leave it out"),
+        ((*SOLVE, "--calibration", "guessed"), "--calibration: the calibration is nominal, "),
+        (("compare", "--cluster", "CLUSTER", "--planners", "x"), "--planners: unknown planner 'x'"),
+        (("compare", "--cluster", "CLUSTER", "--model", "x"), "--model: no model 'x'; "),
+        ((*ESTIMATE, "g6.xlarge:3"), "--pipeline: the stages hold 3 layers, the model has 64"),
+        ((*ESTIMATE, "g6.xlarge:64:4"), "--pipeline: stage 0: TP 4 does not suit 1 x l4"),
+        ((*ESTIMATE, "g9.huge:64"), "--pipeline: unknown instance type 'g9.huge'; known: "),
+        ((*LAYER, "l9", "--tokens", 1), "--gpu: unknown device type 'l9'; known: "),
+        ((*LAYER, "l4", "--tokens", "x"), "--tokens are integers from 1 to 16777216"),
+        ((*WHAT_IF, "--lose", "a:b"), "--lose: 'a:b' is not type[:count]"),
+        ((*WHAT_IF, "--gain", "g9.huge"), "--gain: unknown instance type 'g9.huge'"),
+        ((*WHAT_IF, "--horizon-s", -1), "--horizon-s must be from 1 to 1e+08"),
+    ],
+)
+def test_an_error_names_the_option_that_was_given(paper, arguments, said):
+    given = [paper if one == "CLUSTER" else one for one in arguments]
+    told = run(*given, code=2).stderr
+    assert told.startswith("error: --")
+    assert said in told
+
+
+def test_an_error_of_a_file_names_its_place_and_what_does_not_fit_the_cluster(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("instances: [{type: g9.huge}]")
+    told = run("solve", "--cluster", path, "--model", "qwen3-32b", code=2).stderr
+    assert "--cluster: instances.0.type: unknown instance type 'g9.huge'" in told
+    path.write_text("instances: [{type: g6.xlarge}]")
+    told = run("solve", "--cluster", path, "--model", "llama-3.1-70b", code=1).stderr
+    assert told.startswith("error: --cluster: llama-3.1-70b does not fit: ")

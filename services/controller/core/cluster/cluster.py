@@ -292,6 +292,14 @@ class Cluster:
             attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
             self._happen([LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)])
 
+    def measured(self, formation_id: str, kv_block_bytes: int) -> None:
+        """A full KV block of a formation's layers has so many bytes; it stood before that was
+        noted."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is not None:
+            pipeline.measure(kv_block_bytes)
+            self._happen()
+
     def form_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """Some member does not; dissolved, and formed anew after a pause. Behind the second time in
         a row its members are asked to load again: one may hold something else than it said."""

@@ -324,5 +324,5 @@ def _formation_from(item: dict[str, Any] | None) -> Formation | None:
         item["kv_blocks"],
         state,
         item["numerics_class"],
-        item.get("kv_block_bytes", 0),  # once it was not told
+        item.get("kv_block_bytes"),  # once it was not noted
     )

@@ -37,8 +37,9 @@ class Formation:
     state: FormationState = FormationState.FORMING
     numerics_class: str = ""
     """Of its members' stages; they may hold others by now."""
-    kv_block_bytes: int = 0
-    """Of a full block of all its layers, once it stands; 0: its blocks go nowhere."""
+    kv_block_bytes: int | None = 0
+    """Of a full block of all its layers, once it stands; 0: its blocks go nowhere. None: it stood
+    before that was noted."""
 
     @property
     def forming(self) -> bool:
@@ -267,6 +268,13 @@ class Pipeline(Noun):
         self.formation = self.handover = None
         self.stalled, self.departs_s = False, inf
         return formation
+
+    def measure(self, kv_block_bytes: int) -> None:
+        """A full block of all its layers has so many bytes."""
+        need(self.formation is not None, f"{self.pipeline_id} has no formation to measure")
+        if self.formation is not None:
+            self.formation.kv_block_bytes = kv_block_bytes
+            self.touch()
 
     def judge(self, stalled: bool) -> None:
         """Its head serves, or does not."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
+from types import MappingProxyType
 
 from services.common.generation import PriorityClass
 from services.controller.core.departure.lengths import AnswerLengths
@@ -42,6 +43,7 @@ LATE_S = 0.25
 PUSH_S = 0.1
 """What a push costs beside its tail, while none was seen: to copy its last blocks out of one cache,
 over the link, and all of them into another."""
+_ALL: Mapping[str, int] = MappingProxyType({})
 _RANKS = {PriorityClass.PROTECTED: 0, PriorityClass.STANDARD: 1, PriorityClass.TOLERANT: 2}
 
 
@@ -98,19 +100,24 @@ def _replay_now(one: Stream, reason: Reason, now_s: float) -> Move:
     return Move(one.generation_id, Choice.REPLAY, reason, now_s, now_s, 0, one.positions)
 
 
-def cheapest(streams: Iterable[Stream], rates: Rates, now_s: float) -> tuple[Move, ...]:
+def cheapest(
+    streams: Iterable[Stream], rates: Rates, now_s: float, left: Mapping[str, int] = _ALL
+) -> tuple[Move, ...]:
     """All of them leave now, each as its reader waits least: with its blocks, all of which travel
-    behind the seal, or no more than a last round where the link is not named, or by its ids. The
-    next heads compute one after another, the shortest first, so who is replayed waits for those
-    that are shorter, too; and so does who is pushed for their blocks."""
+    behind the seal, but for those named in `left` of which so many bytes do, and no more than a
+    last round where the link is not named; or by its ids. The next heads compute one after another,
+    the shortest first, so who is replayed waits for those that are shorter, too; and so does who is
+    pushed for their blocks."""
     moves, waits_s, link_s = list[Move](), 0.0, 0.0
     for one in sorted(streams, key=lambda stream: (stream.positions, stream.generation_id)):
         push_s = replace(rates, push_s=rates.push_s or PUSH_S).push_gap_s(one.positions)
+        travel_s = 0.0
         if rates.link_bytes_per_s:
-            push_s += link_s + (one.bytes or 0) / rates.link_bytes_per_s
+            travel_s = left.get(one.generation_id, one.bytes or 0) / rates.link_bytes_per_s
+        push_s += link_s + travel_s if travel_s else 0.0
         shorter = waits_s + rates.replay_of_s(one.positions) <= push_s
         if one.bytes is not None and not shorter:
-            link_s += one.bytes / rates.link_bytes_per_s if rates.link_bytes_per_s else 0.0
+            link_s += travel_s
             moves.append(_push_now(one, one.bytes, Reason.CHEAPER, now_s))
         else:
             waits_s += one.positions / rates.replay_positions_per_s

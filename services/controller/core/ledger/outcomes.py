@@ -42,8 +42,9 @@ class RunsAt:
 
     pipeline_id: str
     model: ModelRef
-    kv_block_bytes: int = 0
-    """Of a full block of its KV cache, all layers together; 0: its blocks go nowhere."""
+    kv_block_bytes: int | None = 0
+    """Of a full block of its KV cache, all layers together; 0: its blocks go nowhere. None: its
+    head was never asked."""
 
 
 @dataclass(frozen=True, slots=True)

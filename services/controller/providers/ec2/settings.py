@@ -34,6 +34,7 @@ class Ec2Settings(BaseModel):
     launch_template: str = Field(default="", max_length=128)
     """Name or id (lt-…) of what instances are made from."""
     launch_template_version: str = Field(default="$Default", pattern=r"^(\$Default|\$Latest|\d+)$")
+    """A number, or what the template calls its default or its latest one."""
     types_file: Path | None = None
     """YAML: which instance types may be bought, and what each one is."""
     cloud_config: Path | None = None
@@ -43,6 +44,7 @@ class Ec2Settings(BaseModel):
     subnets: str = Field(default="", max_length=1024)
     """Ids, parted by commas, one a zone; empty: the default ones of the region."""
     max_instances: int = Field(default=20, ge=1, le=MAX_INSTANCES)
+    """Instances that the mesh has at a time, at most."""
     max_dollars_per_hour: float = Field(default=50.0, gt=0, le=MAX_DOLLARS_PER_HOUR)
     """Of all instances, each at its price on demand, which a spot price never exceeds."""
     price_slack: float = Field(default=0.0, ge=0, le=1)
@@ -51,6 +53,7 @@ class Ec2Settings(BaseModel):
     queue_url: str = Field(default="", max_length=1024)
     """SQS queue with EventBridge's events of EC2; empty: nodes tell of their notices themselves."""
     queue_wait_s: int = Field(default=20, ge=1, le=20)
+    """A look into the queue waits this long for a message."""
     look_s: float = Field(default=10.0, gt=0, le=600)
     """How often instances are described."""
     price_s: float = Field(default=60.0, gt=0, le=3600)

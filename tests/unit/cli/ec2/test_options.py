@@ -25,8 +25,8 @@ from services.cli.mesh_directory import MeshError
         ({"budget_per_hour": -1.0}, "--budget-per-hour: -1 is not from 0"),
         ({"budget_per_hour": float("nan")}, "--budget-per-hour: nan"),
         ({"objective": "luck"}, "--objective: 'luck' is none of throughput"),
-        ({"input_tokens": 0}, "--input-tokens: input_tokens must be from 1"),
-        ({"rate": -1.0}, "--rate: arrival_rate_rps must be from 0"),
+        ({"input_tokens": 0}, "--input-tokens must be from 1"),
+        ({"rate": -1.0}, "--rate must be from 0"),
         ({"types": Path("/nowhere.yaml")}, "--types: "),
     ],
 )

@@ -28,6 +28,10 @@ class Mesh:
         if heard:
             self.told[router] = answer
 
+    def anew(self) -> None:
+        """Another controller leads, and knows of no router."""
+        self.shares = TenantShares()
+
     def round(self, *requests: int) -> None:
         for router, asked in enumerate(requests):
             self.report(router, asked)
@@ -64,15 +68,20 @@ def test_where_nobody_asks_each_has_an_equal_share() -> None:
 
 @given(
     st.integers(2, 5),
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.booleans()), max_size=60),
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 40), st.booleans(), st.integers(0, 9)),
+        max_size=60,
+    ),
 )
-def test_shares_come_to_one_at_most_whatever_is_lost_or_late(
-    routers: int, reports: list[tuple[int, int, bool]]
+def test_shares_come_to_one_at_most_whatever_is_lost_or_late_and_whoever_deals(
+    routers: int, reports: list[tuple[int, int, bool, int]]
 ) -> None:
     mesh = Mesh(routers)
     for _ in range(3):
         mesh.round(*[0] * routers)
-    for router, requests, heard in reports:
+    for router, requests, heard, chance in reports:
+        if chance == 9:
+            mesh.anew()
         mesh.report(router % routers, requests, heard=heard)
         mesh.now_s += 0.1
         assert mesh.total <= 1 + 1e-9

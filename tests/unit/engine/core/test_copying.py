@@ -106,6 +106,49 @@ def test_sequences_that_share_blocks_send_them_once() -> None:
     assert (ahead.names, ahead.blocks) == ({0: [b"x", b"y"]}, ((b"x", 1), (b"y", 2)))
 
 
+def key_of(choice: int) -> SequenceKey:
+    return SequenceKey("g", 1, choice)
+
+
+def test_what_choices_share_counts_once() -> None:
+    """Three blocks of a prompt, and two of each choice behind them."""
+    going = copying("g")
+
+    def full(one: SequenceKey, start: int) -> list[NamedBlock]:
+        own = [(f"{one.choice} {i}".encode(), 10 * one.choice + i) for i in range(2)]
+        return [*[(f"{i}".encode(), 90 + i) for i in range(3)], *own][start:]
+
+    keys = [key_of(0), key_of(1)]
+    ahead = going.next(keys, full, 6)
+    assert ahead is not None
+    assert ahead.names == {0: [b"0", b"1", b"2", b"0 0", b"0 1", b"1 0"]}
+    going.copied(ahead, {0})
+    going.lie({key_of(0): 5, key_of(1): 4})
+    assert (going.blocks, going.blocks_of, going.cached) == (6, {"g": 6}, 6)
+    assert going.next(keys, full, 6) is None
+    assert going.over
+
+
+def test_one_that_waits_for_its_turn_is_over_no_sooner_than_it_has_begun() -> None:
+    going, blocks = copying("a", "b"), dict[str, list[NamedBlock] | None](a=[(b"a", 1)], b=None)
+
+    def full(one: SequenceKey, start: int) -> list[NamedBlock] | None:
+        own = blocks[one.generation_id]
+        return own[start:] if own is not None else None
+
+    keys = [key("a"), key("b")]
+    assert going.next(keys, full, 5) is None
+    assert not going.over
+    assert going.taken
+    blocks["b"] = [(b"b0", 2), (b"b1", 3)]
+    ahead = going.next(keys, full, 5)
+    assert ahead is not None
+    going.copied(ahead, {0, 1})
+    blocks["b"] = None  # its room was wanted; what is over is
+    assert going.next(keys, full, 5) is None
+    assert going.over
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
 def test_every_block_goes_once_and_in_order(grown: list[int], at_most: int) -> None:
     cache, going, sent = Cache(a=0), copying("a"), list[bytes]()

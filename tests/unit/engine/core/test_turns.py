@@ -146,11 +146,11 @@ def test_who_is_awaited_by_others_that_pause_does_not_wait_for_a_step_in_flight(
     assert (step is not None and step.keys == (key("new"),)) is beside
 
 
-def full(places: int) -> Driver:
+def full(places: int, priority: PriorityClass = PriorityClass.STANDARD) -> Driver:
     """A flood has all steps in flight that its stages can work on, behind a quiet tenant's."""
     driver = Driver(SchedulerSettings(64, places, 2, 1000, share_prefixes=False), 1024, 2)
     for index in range(80):
-        driver.start(f"flood-{index}", 60, 20 + index % 7, tenant="flood")
+        driver.start(f"flood-{index}", 60, 20 + index % 7, tenant="flood", priority=priority)
     driver.start("quiet-1", 20, 2, tenant="quiet")
     for _ in range(100):
         fly(driver)
@@ -197,6 +197,25 @@ def test_a_flood_leaves_a_place_to_a_tenant_that_asked_of_late(
     assert driver.scheduler.preemptions == 1 - kept
 
 
+@pytest.mark.parametrize("yielding", ["unread", "tolerant"])
+def test_a_kept_place_does_not_stop_who_is_read_before_all_that_runs(
+    monkeypatch: pytest.MonkeyPatch, yielding: str
+) -> None:
+    """All that runs pauses for the one that waits: if that could not enter, no step would."""
+    monkeypatch.setattr(turns, "KEPT_OF", 8)
+    driver = full(8, TOLERANT if yielding == "tolerant" else PriorityClass.STANDARD)
+    for index in range(80 if yielding == "unread" else 0):
+        driver.scheduler.set_unread(key(f"flood-{index}"), True)
+    while driver.flights:
+        driver.arrive()
+    assert driver.scheduler.running == 7, "a place is kept"
+    driver.start("live", 20, 2, tenant="flood")
+    assert run_until(driver, "live") == 1
+    assert driver.scheduler.running == 7, "the place is still kept"
+    driver.finish()
+    assert driver.outputs["live"] == expected(20, 2)
+
+
 def test_who_took_a_place_from_another_has_it_whoever_may_ask_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -226,20 +245,21 @@ def test_a_place_is_kept_for_nobody_that_has_not_asked_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(turns, "KEPT_OF", 8)
-    monkeypatch.setattr(turns, "LATELY_STEPS", 60)
+    monkeypatch.setattr(turns, "LATELY_STEPS", 150)
     driver = full(places=8)
     driver.start("quiet-2", 20, 40, tenant="quiet")
-    driver.start("flood-80", 60, 20, tenant="flood")
-    held: dict[bool, set[int]] = {False: set(), True: set()}
+    asked = len(driver.steps)
+    held: dict[str, set[int]] = {"there": set(), "of late": set(), "long ago": set()}
     while driver.scheduler.queued > 10:
         fly(driver)
-        held["quiet-2" in driver.stopped].add(driver.scheduler.running)
+        when = "of late" if len(driver.steps) <= asked + 150 else "long ago"
+        when = when if "quiet-2" in driver.stopped else "there"
+        held[when].add(driver.scheduler.running)
         driver.arrive()
-    assert max(held[False]) == 8, "it has the place that was kept"
-    assert max(held[True]) == 7
-    driver.start("flood", 60, 20, tenant="flood")
-    fly(driver)
-    assert driver.scheduler.running == 8, "it has not come for long"
+    assert max(held["there"]) == 8, "it has the place that was kept"
+    assert max(held["of late"]) == 7
+    assert max(held["long ago"]) == 8
+    assert driver.scheduler.preemptions == 0
 
 
 def test_a_tenant_that_has_not_asked_for_long_keeps_no_steps_short(
@@ -259,6 +279,32 @@ def test_a_tenant_that_has_not_asked_for_long_keeps_no_steps_short(
     driver.start("flood", 60, 2, tenant="flood")
     driver.finish()
     assert max(rows(driver, len(lengths))) == 60
+
+
+def test_a_tenant_that_has_not_asked_for_long_is_forgotten_though_nobody_else_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "LATELY_STEPS", 60)
+    driver = Driver(SchedulerSettings(64, 8, 4, 16, share_prefixes=False), 1024, 1)
+    driver.took_s = lambda rows: 0.002 * rows
+    driver.start("flood", 4 * ROUND, 2, tenant="flood")
+    driver.start("quiet", 4, 2, tenant="quiet")
+    driver.finish()
+    lengths = rows(driver, 0)
+    assert max(lengths[40:60]) == 16, "the quiet one may ask again"
+    assert lengths[-3] == 64, "it has not asked for long"
+
+
+def test_of_many_tenants_that_asked_of_late_the_last_ones_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "MAX_LATELY", 3)
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 1024, 1)
+    for index in range(9):
+        driver.start(str(index), 4, 2, tenant=f"tenant-{index % 5}")
+    asked = driver.scheduler._turns._asked
+    assert list(asked) == ["tenant-1", "tenant-2", "tenant-3"]
+    driver.finish()
 
 
 def test_a_tenant_alone_takes_no_place_from_itself_whatever_it_asks() -> None:

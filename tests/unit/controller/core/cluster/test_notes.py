@@ -105,6 +105,24 @@ def test_a_restart_knows_the_machines_and_older_notes_tell_nothing_of_them() -> 
         assert backend_of(again, "node-1") == backend
 
 
+def test_how_large_blocks_are_is_not_known_of_a_formation_that_older_notes_tell_of() -> None:
+    cluster = serving(1)
+    (form,) = (p.formation_id for p in cluster.view.pipelines())
+    note = json.loads(cluster.saved["pipeline/pipeline-1"])
+    del note["formation"]["kv_block_bytes"]
+    older = {**cluster.saved, "pipeline/pipeline-1": json.dumps(note)}
+    again = Prompt.recover(cluster.settings, drawer(), older, 100.0, 100.0)
+    again.start(100.0)
+    known = again.view.runs_at(form)
+    assert known is not None
+    assert known.kv_block_bytes is None
+    again.measured(form, 4096)
+    assert written(again.tick(100.0)).keys() == {"pipeline/pipeline-1"}
+    known = again.view.runs_at(form)
+    assert known is not None
+    assert known.kv_block_bytes == 4096
+
+
 def backend_of(cluster: Prompt, node_id: str) -> str:
     node = cluster.view.node(node_id)
     assert node is not None
