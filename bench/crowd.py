@@ -25,8 +25,8 @@ from typing import Any
 
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
+from bench import arrival, written
 from bench import mesh as meshes
-from bench import written
 from services.common import channels
 from services.common.roles import Role
 
@@ -47,6 +47,8 @@ class Answer:
     error: str = ""
     took_s: float = 0.0
     first_s: float = 0.0
+    replied_s: float = 0.0
+    """By the kernel's notes, from the request to the first of the reply (`bench.arrival`)."""
 
     @property
     def outcome(self) -> str:
@@ -104,32 +106,31 @@ async def ask(
     answer, began_s = Answer(), time.monotonic()
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                await _converse(reader, writer, body, headers, answer, began_s)
-            finally:
-                writer.close()
+            with await arrival.connected(host, port) as connection:
+                request = _request(body, headers)
+                answer.replied_s = await arrival.replied_in_s(connection, request)
+                reader, writer = await asyncio.open_connection(sock=connection)
+                try:
+                    await _read(reader, answer, began_s)
+                finally:
+                    writer.close()
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         answer.error = repr(error)
     answer.took_s = time.monotonic() - began_s
     return answer
 
 
-async def _converse(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    body: dict[str, Any],
-    headers: Mapping[str, str],
-    answer: Answer,
-    began_s: float,
-) -> None:
+def _request(body: dict[str, Any], headers: Mapping[str, str]) -> bytes:
     payload = json.dumps(body).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: crowd\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
     )
     head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    writer.write(f"{head}\r\n".encode() + payload)
+    return f"{head}\r\n".encode() + payload
+
+
+async def _read(reader: asyncio.StreamReader, answer: Answer, began_s: float) -> None:
     answer.status = int((await reader.readline()).split()[1])
     while (line := (await reader.readline()).strip()) or not answer.status:
         answer.retry_after |= line.lower().startswith(b"retry-after:")

@@ -5,9 +5,9 @@
 - `capacity`: answers a second while as many ask as can be served, none of them with a deadline;
 - `overload`: ten times as many requests a second, for a minute, each with a deadline to its first
   token: how many were accepted, answered and refused, goodput over capacity, how soon a refusal
-  came and how soon its router had made it, how far predictions of first tokens were off, what of
-  the cores that it shares with the mesh the client had itself, and how late it was for its own
-  moments;
+  was at its client's machine (`bench.arrival`), at the client, which shares that machine's cores
+  with the mesh, and made by its router, how far predictions of first tokens were off, what the
+  client had of the cores itself, and how late it was for its own moments;
 - `tenants`: first tokens of one that asks now and then, alone and beside one that floods;
 - `abandoned`: the first token of a live request behind streams that were opened and closed.
 
@@ -173,6 +173,10 @@ async def overloaded(
             "p99": quantile(load.late_s, 0.99),
         },
         "refused_in_s": {
+            "median": quantile([a.replied_s for a in refused], 0.5),
+            "p99": quantile([a.replied_s for a in refused], 0.99),
+        },
+        "refused_as_seen_s": {
             "median": quantile([a.took_s for a in refused], 0.5),
             "p99": quantile([a.took_s for a in refused], 0.99),
         },
@@ -263,7 +267,7 @@ async def _leave(
 
 async def prediction_errors(url: str) -> dict[str, float]:
     """Shares of the first tokens that took so many times what was predicted, or less."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         text = (await client.get(f"{url}/metrics")).text
     name = "shunt_router_first_token_over_predicted_bucket"
     counts = {

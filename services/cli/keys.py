@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from services.cli.key_files import (
     FILE_VARIABLE,
@@ -20,6 +19,7 @@ from services.cli.key_files import (
     read,
     revoke_key,
 )
+from services.cli.tables import text_table
 from services.cli.told import complain
 from services.common.api_keys import KeyRow, TenantRow
 from services.common.errors import NotFound, ShuntError
@@ -118,7 +118,8 @@ def list_keys(file: FileOption = DEFAULT_FILE, as_json: JsonOption = False) -> N
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table("id", "tenant", "class", "weight", "rpm", "tpm", "streams", "models", "made")
+    head = ("id", "tenant", "class", "weight", "rpm", "tpm", "streams", "models", "made")
+    table = text_table(*head, whole="id")
     for row in rows:
         limits = [str(row[name] or "any") for name in ("rpm", "tpm", "streams")]
         models = ",".join(row["models"]) if row["models"] else "all"

@@ -98,7 +98,7 @@ class ControllerSettings(ServiceSettings):
     be, and the budget has room."""
     strategy: str = "full"
     """What the mesh does when nodes come and go: all it can, or less, to be compared with."""
-    handover: Handover = "replay"
+    handover: Handover = "auto"
     """How a generation that moves comes to what was computed of it: that is computed again, or
     blocks of the KV cache go where it goes, and what does not arrive is computed; auto: whichever
     its reader is expected to wait for less."""

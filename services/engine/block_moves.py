@@ -107,7 +107,7 @@ class Copied:
     """From process to process."""
     took_s: float = 0.0
     over: bool = False
-    """Each has begun, and none lacks more than the block behind its last."""
+    """Each has begun, and another round would find as much as the last one."""
     full: bool = False
     """Of the last round somebody had no room for all that was for him to keep."""
     blocks_of: Mapping[str, int] = field(default_factory=dict)
@@ -181,14 +181,15 @@ class BlockMoves:
         follows: bool = False,
         max_rounds: int = 0,
     ) -> Copied:
-        """Has full blocks go ahead to the heirs while their generations run on, until none lacks
-        more than the one behind its last, or the limit is over, or so many rounds were made, if
+        """Has full blocks go ahead to the heirs while their generations run on, until another round
+        would find as much as the last one, or the limit is over, or so many rounds were made, if
         any number is said; with `follows` for as long as one of them runs here. Raises
         FailedPrecondition for another formation."""
         formation, copied = self._headed(), Copied()
         if formation is None or formation.id != formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
-        copying, until_s = self._copying(heirs), self._clock() + limit_s
+        copying = Copying(heirs, follows=True) if follows else self._copying(heirs)
+        until_s = self._clock() + limit_s
         try:
             while (left_s := until_s - self._clock()) > 0:
                 began_s = self._clock()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntError
 from services.common.generation import LayerRange
@@ -127,7 +127,8 @@ def list_(
     if json_:
         print(json.dumps(models))
         return
-    table = Table("name", "layers", "MB", "TP degrees", "digest", box=None)
+    whole, rest = Column("name", no_wrap=True), Column("digest", overflow="fold")
+    table = Table(whole, "layers", "MB", "TP degrees", rest, box=None)
     for model in models:
         if "problem" in model:
             table.add_row(model["name"], "", "", "", model["problem"])

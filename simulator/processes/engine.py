@@ -381,7 +381,7 @@ class SimulatedEngine(Process):
             reply(FailedPrecondition("not the head of this formation"))
             return
         until_s = self.clock.now_s + limit_s
-        self._go_ahead(self.place, Copying(heirs), until_s, reply, follows)
+        self._go_ahead(self.place, Copying(heirs, follows=follows), until_s, reply, follows)
 
     def _go_ahead(
         self, place: Place, copying: Copying, until_s: float, reply: Reply, follows: bool

@@ -22,6 +22,9 @@ from services.common.settings import refuse
 
 app = typer.Typer(no_args_is_help=True)
 AUTHORITY_DAYS = 365
+_ARGUMENTS = ("directory", "role")
+_OPTIONS = {"life": "--hours"}
+"""Those that are called otherwise than what is wrong with them."""
 
 HoursOption = Annotated[float, typer.Option(help="How long a certificate lives.")]
 OnceOption = Annotated[bool, typer.Option("--once", help="Look once, and end.")]
@@ -35,7 +38,7 @@ def init(
     days: Annotated[int, typer.Option(help="How long the authority lives.")] = AUTHORITY_DAYS,
 ) -> None:
     """Makes an authority: who has its key says who is one of the mesh."""
-    with _refused():
+    with _refused("DIRECTORY"):
         create_authority(directory, mesh, days, _now())
     print(f"{directory}: authority.pem, and authority.key, which goes to no other machine")
 
@@ -88,7 +91,7 @@ def renew_all(
     if source is not None:
         kept = FromDirectory(source)
     elif not holders(directory):
-        refuse("directory", f"{directory} has no certificates; `shunt certs issue` makes some")
+        refuse("DIRECTORY", f"{directory} has no certificates; `shunt certs issue` makes some")
     _go_on(
         lambda: renew(kept, [directory] if source else holders(directory), _now()),
         "renewed",
@@ -141,14 +144,22 @@ def _life(hours: float) -> timedelta:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """What cannot be done is said in a line, naming the option where it is one's fault."""
+def _refused(place: str = "--authority") -> Iterator[None]:
+    """What cannot be done is said in a line, naming the option whose fault it is; `place` is the
+    one that names the authority's directory."""
     try:
         yield
     except ShuntError as error:
-        refuse(error.field or "certificates", error.message)
+        refuse(_named(error.field), error.message)
     except OSError as error:
-        refuse("directory", f"{error.filename}: {error.strerror}")
+        refuse(place, f"{error.filename}: {error.strerror}")
+
+
+def _named(field: str) -> str:
+    """As the command has it."""
+    if field in _ARGUMENTS:
+        return field.upper()
+    return _OPTIONS.get(field, f"--{field or 'authority'}")
 
 
 def _now() -> datetime:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,15 @@ def test_list_shows_no_key(file: Path) -> None:
         said = _shunt_keys(file, *arguments).stdout
         assert "acme" in said
         assert key[-43:] not in said
+
+
+def test_a_list_shows_whole_ids_however_narrow_it_is(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _shunt_keys(file, "create", "--tenant", "acme").stdout
+    monkeypatch.setenv("COLUMNS", "60")
+    (name,) = re.findall(r"key ([0-9a-f]{12}) of tenant acme", made)
+    assert name in _shunt_keys(file, "list").stdout
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,14 @@ def test_a_nodes_certificate_names_it_and_its_hosts(authority: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("issue", "nobody"), "role"),
+        (("issue", "nobody"), "ROLE"),
         (("issue", "router", "--node", "i-1"), "--node"),
         (("issue", "--node", "i-1"), "--node"),
         (("issue", "router", "engine", "--out", "x"), "--out"),
-        (("issue", "router", "--host", "a b"), "host"),
-        (("issue", "router", "--hours", "0"), "life"),
-        (("issue", "router", "--hours", "1e9"), "life"),
-        (("issue", "router", "--hours", "nan"), "life"),
+        (("issue", "router", "--host", "a b"), "--host"),
+        (("issue", "router", "--hours", "0"), "--hours"),
+        (("issue", "router", "--hours", "1e9"), "--hours"),
+        (("issue", "router", "--hours", "nan"), "--hours"),
     ],
 )
 def test_what_cannot_be_issued_is_named(
@@ -83,9 +83,9 @@ def test_what_cannot_be_issued_is_named(
 def test_an_authority_stands_alone_in_its_directory(authority: Path, tmp_path: Path) -> None:
     assert _shunt("init", authority) == (
         2,
-        f"bad setting directory: {authority} has an authority\n",
+        f"bad setting DIRECTORY: {authority} has an authority\n",
     )
-    assert "bad setting mesh" in _shunt("init", tmp_path / "b", "--mesh", "m" * 65)[1]
+    assert "bad setting --mesh" in _shunt("init", tmp_path / "b", "--mesh", "m" * 65)[1]
     status, said = _shunt("issue", "--authority", tmp_path / "nowhere")
     assert (status, "shunt certs init" in said) == (2, True)
     (tmp_path / "file").touch()

@@ -129,6 +129,33 @@ def test_what_choices_share_counts_once() -> None:
     assert going.over
 
 
+def test_where_as_much_fills_as_goes_another_round_is_not_worth_it() -> None:
+    """Of one that follows its sequence all goes; what nobody took goes again."""
+    for follows, rounds in ((False, [6, 3, 2]), (True, [6, 3, 2, 2, 2])):
+        cache, sent = Cache(a=6), list[int]()
+        going = Copying([Heir(MEMBERS, frozenset({"a"}))], follows=follows)
+        while len(sent) < 5 and (ahead := going.next([key("a")], cache.full, 9)) is not None:
+            assert not going.over
+            sent.append(len(ahead.blocks))
+            going.copied(ahead, {0})
+            cache.filled["a"] += (3, 2)[min(1, len(sent) - 1)]
+        assert sent == rounds
+        assert going.over is not follows
+    ahead = copying("a").next([key("a")], cache.full, 4)
+    assert ahead is not None
+
+
+def test_what_no_heir_took_or_no_round_had_room_for_goes_on() -> None:
+    cache, going = Cache(a=4), copying("a")
+    for room, there in ((9, set[int]()), (3, {0}), (1, {0})):
+        ahead = going.next([key("a")], cache.full, room)
+        assert ahead is not None
+        going.copied(ahead, there)
+        cache.filled["a"] += 1
+    assert going.blocks == 4
+    assert going.next([key("a")], cache.full, 9) is not None
+
+
 def test_one_that_waits_for_its_turn_is_over_no_sooner_than_it_has_begun() -> None:
     going, blocks = copying("a", "b"), dict[str, list[NamedBlock] | None](a=[(b"a", 1)], b=None)
 
