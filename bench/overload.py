@@ -267,7 +267,7 @@ async def _leave(
 
 async def prediction_errors(url: str) -> dict[str, float]:
     """Shares of the first tokens that took so many times what was predicted, or less."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         text = (await client.get(f"{url}/metrics")).text
     name = "shunt_router_first_token_over_predicted_bucket"
     counts = {

@@ -136,7 +136,7 @@ class Residue:
         return held
 
     async def _streams(self) -> int:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             text = (await client.get(self._metrics)).text
         return int(sum(map(float, re.findall(r"^shunt_router_streams\{.*\} (\S+)$", text, re.M))))
 

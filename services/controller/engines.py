@@ -67,7 +67,7 @@ class WentAhead:
     """From process to process."""
     took_s: float = 0.0
     over: bool = False
-    """Each of them has begun, and lacks no more than the last full block of a sequence."""
+    """Each of them has begun, and another round would bring as many as the last one."""
     full: bool = False
     """Where they are, or go on, there was no room for all of the last round."""
     blocks_of: Mapping[str, int] = field(default_factory=dict)

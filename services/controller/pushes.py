@@ -49,7 +49,7 @@ class Pushes:
         self._begun = asyncio.Event()
         self._over = over
         self._whole: set[str] = set()
-        """Those that lack no more than their last one."""
+        """Those of which another round would bring no fewer than the last one."""
         self._stay: set[str] = set()
         """Their blocks go nowhere."""
 

@@ -13,9 +13,9 @@ from services.common.roles import Role
 from tests.mesh.lasting import lasting
 
 TOKENS = 700
-LASTS_S = 9.0
-"""A node has to start and load before a hand-over begins: a stream that is over by then moves
-nowhere."""
+LASTS_S = 12.0
+"""A node has to start and load, and blocks to go ahead, before a hand-over begins: a stream that is
+over by then moves nowhere."""
 
 
 async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:

@@ -2,8 +2,9 @@
 
 Pre-copy: Clark et al. 2005, Live Migration of Virtual Machines, section 3.2.
 
-A round brings what has filled since the one before. When no sequence lacks more than one block,
-another round would find as much: then they may be sealed, and what is left is brought behind that.
+A round brings what has filled since the one before. When no sequence lacks more than one block, or
+as much has filled during a round as it brought, another round would find as much: then they may be
+sealed, and what is left is brought behind that.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MOST_FAILED = 3
 """Rounds in a row that an heir does not take: it gets no more."""
 ONE_MORE = 1
 """Blocks that a sequence may lack when the copying ends."""
+LAST_BLOCKS = 4
+"""Who lacks no more than so many when it is sealed is sent them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Ahead:
     """Blocks that go ahead together."""
 
     pieces: tuple[_Piece, ...]
+    whole: bool = False
+    """There were no more."""
 
     @property
     def blocks(self) -> tuple[NamedBlock, ...]:
@@ -64,14 +69,21 @@ class Ahead:
 class Copying:
     """Of some generations of one formation."""
 
-    def __init__(self, heirs: Sequence[Heir]) -> None:
+    def __init__(self, heirs: Sequence[Heir], *, follows: bool = False) -> None:
+        """What `follows` its sequences goes for as long as they run."""
         self.heirs = tuple(heirs)
         self.over = False
-        """Each had begun, and none lacked more than one, when it was last asked what goes next."""
+        """Each had begun, and another round would have found as much as the last one, when it was
+        asked what goes next."""
+        self._follows = follows
+        self._brought = 0
+        """Blocks of the round before, if it brought all there were; else 0."""
         self._heir_of = {name: i for i, heir in enumerate(heirs) for name in heir.generation_ids}
         self._over: dict[SequenceKey, list[bytes]] = {}
         """Of each sequence, from its first block on."""
         self._cached: dict[SequenceKey, int] = {}
+        self._rest: set[SequenceKey] = set()
+        """Of these it was told."""
         self._failed: dict[int, int] = {}
         """Rounds in a row that heirs had no room for, or did not answer."""
 
@@ -112,14 +124,16 @@ class Copying:
     ) -> Ahead | None:
         """What goes over next, at most so many blocks, each once to an heir, of those sequences
         first that come first. `full` tells a sequence's full blocks from one of them on, or None
-        for one that waits for its turn. None: none lacks more than one."""
+        for one that waits for its turn. None: another round would find as much as the last one."""
         lacking, begun, waiting = list[_Piece](), set[str](), set[str]()
         for key in keys:
             blocks = full(key, len(self._over.get(key, ())))
             there = blocks is not None or key in self._over
             (begun if there else waiting).add(key.generation_id)
             lacking.append(_Piece(key, self._heir_of[key.generation_id], tuple(blocks or ())))
-        if all(len(one.blocks) <= ONE_MORE for one in lacking):
+        filled = len({(one.heir, name) for one in lacking for name, _ in one.blocks})
+        brought, self._brought = self._brought, 0
+        if all(len(one.blocks) <= ONE_MORE for one in lacking) or 0 < brought <= filled:
             self.over = self.taken and waiting <= begun
             return None
         self.over = False
@@ -133,12 +147,17 @@ class Copying:
                 count += 1
             if count:
                 pieces.append(_Piece(one.key, one.heir, one.blocks[:count]))
-        return Ahead(tuple(pieces))
+        return Ahead(tuple(pieces), whole=len(going) == filled)
 
     def copied(self, ahead: Ahead, there: set[int]) -> None:
         """These heirs keep all of it that is for them; the others may next time, and are given up
         where they do not."""
-        for heir in {one.heir for one in ahead.pieces} - there:
+        missed = {one.heir for one in ahead.pieces} - there
+        if ahead.whole and not missed and not self._follows:
+            self._brought = len(
+                {(one.heir, name) for one in ahead.pieces for name, _ in one.blocks}
+            )
+        for heir in missed:
             self._failed[heir] = self._failed.get(heir, 0) + 1
         for one in ahead.pieces:
             if one.heir in there:
@@ -154,6 +173,19 @@ class Copying:
         for one in ahead.pieces:
             if one.heir in there and self.heirs[one.heir].formation_id:
                 found.setdefault(one.heir, {})[one.key] = list(self._over[one.key])
+        return found
+
+    def rest(
+        self, sealed: Mapping[SequenceKey, Sequence[bytes]]
+    ) -> dict[int, dict[SequenceKey, Sequence[bytes]]]:
+        """By heir, the names of all blocks of those of these sequences that lack their last ones
+        alone; of each once."""
+        found: dict[int, dict[SequenceKey, Sequence[bytes]]] = {}
+        for key, names in sealed.items():
+            over = len(self._over.get(key, ()))
+            if over and key not in self._rest and 0 < len(names) - over <= LAST_BLOCKS:
+                found.setdefault(self._heir_of[key.generation_id], {})[key] = names
+                self._rest.add(key)
         return found
 
     def lie(self, cached: Mapping[SequenceKey, int]) -> None:

@@ -221,7 +221,7 @@ async def test_a_preflight_is_answered(http: httpx.AsyncClient) -> None:
 async def test_only_listed_origins_may_read(mesh: FakeMesh, origin: str, allowed: bool) -> None:
     async with mesh.router(cors_origins="http://page.test, https://b.test:8443") as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             answers = [
                 await client.options(CHAT, headers={**PREFLIGHT, "origin": origin}),
                 await client.get("/v1/models", headers={"origin": origin}),
@@ -236,7 +236,7 @@ async def test_only_listed_origins_may_read(mesh: FakeMesh, origin: str, allowed
 async def test_no_origin_may_read_when_none_is_set(mesh: FakeMesh) -> None:
     async with mesh.router(cors_origins="") as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             answer = await client.options(CHAT, headers=PREFLIGHT)
     assert not any(name.startswith("access-control") for name in answer.headers)
 

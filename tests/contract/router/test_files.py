@@ -30,7 +30,7 @@ def nothing_in(kept: Path) -> bool:
 
 @pytest.fixture
 async def router(mesh: FakeMesh, kept: Path) -> AsyncIterator[RunningDoors]:
-    async with mesh.router(files=str(kept), max_file_bytes=MAX_BYTES, body_timeout_s=0.5) as router:
+    async with mesh.router(files=str(kept), max_file_bytes=MAX_BYTES) as router:
         yield router
 
 
@@ -151,7 +151,7 @@ async def test_so_many_files_come_at_a_time(mesh: FakeMesh, kept: Path) -> None:
         )
         await writer.drain()
         await until(lambda: not nothing_in(kept))
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             url = f"http://127.0.0.1:{router.http_port}/v1/files"
             form: dict[str, Any] = {"files": {"file": b"x"}, "data": {"purpose": "batch"}}
             assert (await http.post(url, **form)).status_code == 429
@@ -160,13 +160,14 @@ async def test_so_many_files_come_at_a_time(mesh: FakeMesh, kept: Path) -> None:
             assert (await http.post(url, **form)).status_code == 200
 
 
-async def test_a_sender_that_dawdles_is_let_go(router: RunningDoors, kept: Path) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
-    writer.write(
-        b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n"
-        b"content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
-    )
-    answer = await asyncio.wait_for(reader.read(), 60)
+async def test_a_sender_that_dawdles_is_let_go(mesh: FakeMesh, kept: Path) -> None:
+    async with mesh.router(files=str(kept), body_timeout_s=0.3) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(
+            b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n"
+            b"content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        )
+        answer = await asyncio.wait_for(reader.read(), 60)
     assert answer.startswith(b"HTTP/1.1 408 ")
     writer.close()
     assert nothing_in(kept)
@@ -180,7 +181,7 @@ async def test_a_query_that_is_wrong_is_named(http: httpx.AsyncClient) -> None:
 
 
 async def test_without_a_place_there_are_no_files(mesh: FakeMesh) -> None:
-    async with mesh.router() as router, httpx.AsyncClient() as http:
+    async with mesh.router() as router, httpx.AsyncClient(timeout=60) as http:
         for path in ("files", "batches"):
             url = f"http://127.0.0.1:{router.http_port}/v1/{path}"
             answers = [await http.get(url), await http.post(url, json={})]

@@ -124,7 +124,7 @@ async def test_input_items_have_the_official_type(
     said = [{"role": "user", "content": str(n)} for n in range(3)]
     response = await client.responses.create(model="tiny", input=said)
     url = f"http://127.0.0.1:{router.http_port}/v1/responses/{response.id}/input_items"
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         page = (await http.get(url, params={"limit": 2})).json()
         ResponseItemList.model_validate(page, strict=True)
         assert [item["content"][0]["text"] for item in page["data"]] == ["2", "1"]

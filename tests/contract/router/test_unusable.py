@@ -81,7 +81,7 @@ async def test_it_is_not_ready_says_why_and_is_asked_once(
     async with mesh.serving(), _serving(mesh) as router:
         url = f"http://127.0.0.1:{router.http_port}"
         await until(lambda: router.router.why_not_ready and router.router.why_not_ready.permanent)
-        async with httpx.AsyncClient(event_hooks={"request": [note]}) as http:
+        async with httpx.AsyncClient(event_hooks={"request": [note]}, timeout=60) as http:
             found = await http.get(f"{url}/readyz")
             assert found.status_code == 503
             assert found.json() == {"ready": False, "reason": reason, "permanent": True}

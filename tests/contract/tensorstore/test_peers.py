@@ -124,7 +124,7 @@ def test_a_peer_that_froze_is_noticed_long_before_its_deadline(
     stored: Any, start_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.2)
-    monkeypatch.setattr(channel_options, "KEEPALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(channel_options, "KEEPALIVE_TIMEOUT_S", 2.0)
     running = start_service(store=stored.directory)
     reader = RemoteReader(running.address, Role.TENSORSTORE, cached_only=True, timeout_s=20)
     chunk = stored.imported.manifest.chunks[0]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
 from services.engine.core.actions import SequenceKey
-from services.engine.core.copying import MOST_FAILED, Copying, Heir
+from services.engine.core.copying import LAST_BLOCKS, MOST_FAILED, Copying, Heir
 from services.engine.core.incoming import NamedBlock
 
 MEMBERS = (KvMember("a:1", "i", LayerRange(0, 4)),)
@@ -55,6 +55,25 @@ def test_who_lacks_one_block_is_not_waited_for() -> None:
     ahead = going.next([key("a"), key("b")], cache.full, 5)
     assert ahead is not None
     assert [name for name, _ in ahead.blocks] == [b"a0", b"b0", b"b1"]
+
+
+def test_who_is_sealed_is_sent_its_last_blocks_once() -> None:
+    cache, going = Cache(a=3, b=2, c=2, d=1), copying("a", "b", "c", "d")
+    ahead = going.next([key("a"), key("b"), key("c")], cache.full, 9)
+    assert ahead is not None
+    going.copied(ahead, {0, 1, 2})
+
+    def names(one: str, count: int) -> list[bytes]:
+        return [f"{one}{i}".encode() for i in range(count)]
+
+    sealed = {
+        key("a"): names("a", 4),
+        key("b"): names("b", 2 + LAST_BLOCKS + 1),  # as much is fetched
+        key("c"): names("c", 2),  # lacks nothing
+        key("d"): names("d", 1),  # nothing went ahead
+    }
+    assert going.rest(sealed) == {0: {key("a"): names("a", 4)}}
+    assert going.rest(sealed) == {}
 
 
 def test_an_heir_that_does_not_answer_gets_no_more() -> None:
@@ -127,6 +146,33 @@ def test_what_choices_share_counts_once() -> None:
     assert (going.blocks, going.blocks_of, going.cached) == (6, {"g": 6}, 6)
     assert going.next(keys, full, 6) is None
     assert going.over
+
+
+def test_where_as_much_fills_as_goes_another_round_is_not_worth_it() -> None:
+    """Of one that follows its sequence all goes; what nobody took goes again."""
+    for follows, rounds in ((False, [6, 3, 2]), (True, [6, 3, 2, 2, 2])):
+        cache, sent = Cache(a=6), list[int]()
+        going = Copying([Heir(MEMBERS, frozenset({"a"}))], follows=follows)
+        while len(sent) < 5 and (ahead := going.next([key("a")], cache.full, 9)) is not None:
+            assert not going.over
+            sent.append(len(ahead.blocks))
+            going.copied(ahead, {0})
+            cache.filled["a"] += (3, 2)[min(1, len(sent) - 1)]
+        assert sent == rounds
+        assert going.over is not follows
+    ahead = copying("a").next([key("a")], cache.full, 4)
+    assert ahead is not None
+
+
+def test_what_no_heir_took_or_no_round_had_room_for_goes_on() -> None:
+    cache, going = Cache(a=4), copying("a")
+    for room, there in ((9, set[int]()), (3, {0}), (1, {0})):
+        ahead = going.next([key("a")], cache.full, room)
+        assert ahead is not None
+        going.copied(ahead, there)
+        cache.filled["a"] += 1
+    assert going.blocks == 4
+    assert going.next([key("a")], cache.full, 9) is not None
 
 
 def test_one_that_waits_for_its_turn_is_over_no_sooner_than_it_has_begun() -> None:
