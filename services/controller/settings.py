@@ -497,7 +497,7 @@ class ControllerSettings(ServiceSettings):
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s + self.supply.longest_launch_s,
-            ahead_s=0.0 if self.handover == "replay" else self.handover_ahead_s,
+            ahead_s=0.0 if self.hands_over_by == "replay" else self.handover_ahead_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,
@@ -533,6 +533,11 @@ class ControllerSettings(ServiceSettings):
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
         )
+
+    @property
+    def hands_over_by(self) -> Handover:
+        """Where generations begin anew at each head, nothing that was computed goes with them."""
+        return self.handover if self.capabilities.migration else "replay"
 
     @property
     def engine_timeouts(self) -> EngineTimeouts:
