@@ -105,7 +105,7 @@ bench-vllm: $(INSTALLED) vllm ## Kills 20 engine processes that compute with vLL
 bench-engines: $(INSTALLED) vllm ## Measures both backends over vLLM's own engine, on the same weights
 	$(BIN)/python -m bench.vllm_rates --out bench/out/vllm_rates.json
 
-bench-kinds: $(INSTALLED) ## Kills engines under structured answers, tools, several choices and log probabilities
+bench-kinds: $(INSTALLED) ## Kills engines under answers of every kind: 20 schemas, each form of calls, responses, batches
 	$(BIN)/python -m bench.kinds --out bench/out/kinds.json
 
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh

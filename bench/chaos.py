@@ -35,6 +35,7 @@ from services.common.roles import Role
 
 STREAMS = 8
 LEAST_PROGRESS = 3
+VICTIMS_WITHIN_S = 60.0
 KINDS = ("single", "prelude", "solo", "pair")
 
 
@@ -106,27 +107,34 @@ class Killer:
         self._offset_s = time.time() - time.monotonic()
 
     async def status(self) -> Any:
-        return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+        return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
 
-    async def kill(self, kind: str, count: int = 1, *, within_s: float = 30.0) -> bool:
+    async def kill(self, kind: str, count: int = 1) -> bool:
         """Ends a process in each of `count` ready pipelines that carry a running stream. For a
         solo kill just one may be ready: False when the other is there again."""
-        deadline = time.monotonic() + within_s
-        while True:
-            status = await self.status()
-            if kind == "solo" and len(self._ready(status)) > 1:
-                return False
-            victims = self._victims(status)
-            if len(victims) >= count:
-                break
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {count} pipelines with a running stream were found")
-            await asyncio.sleep(0.02)
+        victims = await self._found(count, alone=kind == "solo")
+        if not victims:
+            return False
         for pid, kill in self._random.sample(victims, count):
             os.kill(pid, signal.SIGKILL)
             kill.kind, kill.at_s = kind, time.monotonic()
             self.kills.append(kill)
         return True
+
+    async def _found(self, count: int, *, alone: bool = False) -> list[tuple[int, Kill]]:
+        """A process in each pipeline that carries a running stream, once there are `count` of them;
+        none where a pipeline is to be `alone` and another is ready. Raises TimeoutError."""
+        deadline = time.monotonic() + VICTIMS_WITHIN_S
+        while True:
+            status = await self.status()
+            if alone and len(self._ready(status)) > 1:
+                return []
+            victims = self._victims(status)
+            if len(victims) >= count:
+                return victims
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {count} pipelines with a running stream were found")
+            await asyncio.sleep(0.02)
 
     def _ready(self, status: Any) -> dict[str, str]:
         """Formation by pipeline, of those that serve; the status may not know of a kill yet."""
@@ -156,12 +164,9 @@ class Killer:
 
     async def drain(self) -> None:
         """Interrupts a node of a pipeline that carries a stream, with notice, and waits."""
-        victims = self._victims(await self.status())
-        if not victims:
-            return
-        _, chosen = self._random.choice(victims)
+        _, chosen = self._random.choice(await self._found(1))
         request = controller_pb2.ReportInterruptionRequest(node_id=chosen.node, notice_s=20)
-        answer = await self._stub.ReportInterruption(request, timeout=5)
+        answer = await self._stub.ReportInterruption(request, timeout=60)
         events = self._stub.WatchEvents(
             controller_pb2.WatchEventsRequest(from_number=answer.event_number), timeout=60
         )
@@ -200,7 +205,7 @@ class Killer:
 
     async def _events(self) -> list[Any]:
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        return [event async for event in self._stub.WatchEvents(request, timeout=30)]
+        return [event async for event in self._stub.WatchEvents(request, timeout=60)]
 
     async def history(self) -> History:
         """What the event log tells of the kills."""

@@ -42,18 +42,8 @@ SETTINGS = {
     "SHUNT_CONTROLLER_REPLAN_STEADY_S": "2",
     "SHUNT_CONTROLLER_REPLAN_COOL_DOWN_S": "3",
 }
-MARKET = f"""
-offers:
-  - {{id: spot, instance_type: small, count: {NODES}, price_per_hour: 0.5, pool: a, spot: true,
-     relative_speed: 1}}
-events:
-  - {{at_s: 6, offer: spot, count: {NODES - TAKEN}}}
-  - {{at_s: 6, offer: spot, take: {TAKEN}, notice_s: {NOTICE_S:g}}}
-  - {{at_s: 42, offer: spot, count: {NODES}}}
-  - {{at_s: 68, offer: spot, count: {NODES - TAKEN}}}
-  - {{at_s: 68, offer: spot, take: {TAKEN}, notice_s: 0}}
-"""
-"""At 42 s those that had notice are gone."""
+NOTICED_S, OFFERED_S, KILLED_S = 6.0, 42.0, 68.0
+"""Since the mesh is ready: those that had notice are gone when others are offered."""
 PHASES = (
     ("noticed", "interruption_noticed", NODES - TAKEN),
     ("offered", "offers_changed", NODES),
@@ -166,17 +156,34 @@ class Watch:
         raise RuntimeError(f"no event {kind}")
 
 
-def write_market(directory: Path) -> Path:
+def write_market(directory: Path, slowness: float = 1.0) -> Path:
+    """One whose times are so many times longer."""
+    noticed, offered, killed = (slowness * at_s for at_s in (NOTICED_S, OFFERED_S, KILLED_S))
     market = directory / "market.yaml"
-    market.write_text(MARKET)
+    market.write_text(f"""
+offers:
+  - {{id: spot, instance_type: small, count: {NODES}, price_per_hour: 0.5, pool: a, spot: true,
+     relative_speed: 1}}
+events:
+  - {{at_s: {noticed:g}, offer: spot, count: {NODES - TAKEN}}}
+  - {{at_s: {noticed:g}, offer: spot, take: {TAKEN}, notice_s: {slowness * NOTICE_S:g}}}
+  - {{at_s: {offered:g}, offer: spot, count: {NODES}}}
+  - {{at_s: {killed:g}, offer: spot, count: {NODES - TAKEN}}}
+  - {{at_s: {killed:g}, offer: spot, take: {TAKEN}, notice_s: 0}}
+""")
     return market
 
 
 async def measured(
-    directory: Path, *, within_s: float, said: Callable[[str], None] = print
+    directory: Path,
+    *,
+    within_s: float,
+    slowness: float = 1.0,
+    said: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Figures of one mesh; each phase has so long."""
-    market = write_market(directory)
+    """Figures of one mesh; each phase has so long. A market for a machine that is slower than the
+    one that its times are for takes as much longer."""
+    market = write_market(directory, slowness)
     bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)]
     async with (
         httpx.AsyncClient(timeout=120.0) as client,

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from bench import kv_streams, written
 from bench import mesh as meshes
 from bench.kv_mesh import (
+    NO_END,
     NOTICE_S,
     WAIT_S,
     body_of,
@@ -75,7 +77,7 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
         await until_warm(controller_pb2_grpc.ControllerServiceStub(channel), 1)
     await mesh.until_ready(2, WAIT_S)
     record = meshes.StreamRecord()
-    body = body_of(context, seed)
+    body = body_of(context, seed) | NO_END
     task = asyncio.create_task(meshes.stream_chat(client, mesh.url(), body, record))
     try:
         await meshes.until(lambda: len(record.arrivals_s) >= BEFORE, WAIT_S)
@@ -156,13 +158,20 @@ async def run_streams(
 
 
 async def run(
-    pairs: int, ways: Sequence[str], contexts: Sequence[int], store: Path | None
+    pairs: int,
+    ways: Sequence[str],
+    contexts: Sequence[int],
+    store: Path | None,
+    limit_s: float = inf,
 ) -> dict[str, Any]:
-    """The report of one at a time."""
+    """The report of one at a time; behind `limit_s` no pair begins."""
     found: dict[tuple[int, str], list[Move]] = {}
-    different = 0
+    different, until_s = 0, time.monotonic() + limit_s
     async with both(ways, store) as (client, running):
         for pair in range(pairs):
+            if pair and time.monotonic() >= until_s:
+                pairs = pair
+                break
             for context in contexts:
                 texts = []
                 for way in ways[:: 1 if pair % 2 else -1]:
@@ -191,7 +200,13 @@ async def _main(arguments: argparse.Namespace) -> int:
             arguments.store,
         )
     else:
-        report = await run(arguments.pairs, arguments.ways, arguments.contexts, arguments.store)
+        report = await run(
+            arguments.pairs,
+            arguments.ways,
+            arguments.contexts,
+            arguments.store,
+            arguments.limit_s,
+        )
     written.show(report, arguments.out)
     return 1 if report["different"] else 0
 
@@ -201,6 +216,9 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--ways", nargs=2, choices=WAYS, default=WAYS[:2], help="one to the other")
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument(
+        "--limit-s", type=float, default=inf, help="from the start on, behind which no pair begins"
+    )
     parser.add_argument("--streams", type=int, default=1, help="that run in a mesh at once")
     parser.add_argument("--store", type=Path, help="a tensor store whose files are linked")
     parser.add_argument("--out", type=Path)

@@ -17,6 +17,9 @@ from services.common.roles import Role
 
 WORDS = ("river", "lantern", "copper", "window", "garden", "winter", "letter", "harbour", "silver")
 MAX_TOKENS = 1_000
+NO_END: dict[str, Any] = {"ignore_eos": False, "min_tokens": MAX_TOKENS}
+"""Of an answer that has no end before its limit, and a text with every token: an end that is
+ignored has none, and a reader takes a run of them for a gap."""
 NOTICE_S = 60
 WAIT_S = 240.0
 

@@ -20,7 +20,15 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
-from bench.kv_mesh import NOTICE_S, WAIT_S, body_of, computed_positions, controller_of, engine_stats
+from bench.kv_mesh import (
+    NO_END,
+    NOTICE_S,
+    WAIT_S,
+    body_of,
+    computed_positions,
+    controller_of,
+    engine_stats,
+)
 from bench.spares import until_warm
 from services.common import channels
 from services.common.roles import Role
@@ -90,7 +98,7 @@ async def move_all(
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         await until_warm(stub, 1)
         await mesh.until_ready(2, WAIT_S)
-        bodies = [body_of(context, seed + number) for number, context in enumerate(contexts)]
+        bodies = [body_of(context, seed + n) | NO_END for n, context in enumerate(contexts)]
         async with _running(mesh, client, bodies) as records:
             await asyncio.sleep(RATED_S)
             lines, struck, tail = await _struck(mesh)

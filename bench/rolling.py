@@ -34,12 +34,13 @@ from services.common.roles import Role
 
 LONG, SHORT, PLAIN = 4, 12, 4
 """How many clients of each kind."""
-LONG_TOKENS, SHORT_TOKENS, PLAIN_TOKENS = 320, 60, 16
+LONG_TOKENS, SHORT_TOKENS, PLAIN_TOKENS = 480, 60, 16
 RETRY_S = 0.2
 BACK_S = 90.0
 SERVICES = ("router-0", "router-1", "controller", "placement", "tensorstore")
-ENVIRONMENT = {"SHUNT_ROUTER_LEAVE_PAUSE_S": "1", "SHUNT_ROUTER_DRAIN_S": "8"}
-"""What the routers of a mesh for this are started with."""
+ENVIRONMENT = {"SHUNT_ROUTER_LEAVE_PAUSE_S": "1", "SHUNT_ROUTER_DRAIN_S": "6"}
+"""What the routers of a mesh for this are started with: time for a plain answer, and not for a long
+one."""
 
 
 @dataclass(frozen=True)

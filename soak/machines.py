@@ -1,20 +1,20 @@
-"""Instances of the filtered cloud become processes of this machine: what their user data would
-start there is started here, and what the cloud ends is killed."""
+"""Instances of the filtered cloud become nodes on this machine: what their user data would start
+there is started here, beside a metadata service of its own, and what the cloud ends is killed."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
-import sys
-from base64 import b64decode
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.ec2.cloud import Cloud
+from tests.ec2.hosts import NODE, files_of, metadata_of, variables_of
+from tests.fake_metadata import FakeEc2, serving
 
 LOOK_S = 0.1
 
@@ -26,6 +26,8 @@ class Machines:
         self._cloud = cloud
         self._mesh = mesh
         self._log_dir = log_dir
+        self._held = AsyncExitStack()
+        self._metadata: dict[str, FakeEc2] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         """By instance, dead ones too."""
         self.barren: list[str] = []
@@ -39,14 +41,15 @@ class Machines:
     async def running(self) -> AsyncIterator[Machines]:
         """Started and killed inside the block, and all killed behind it."""
         self._log_dir.mkdir(parents=True)
-        work = asyncio.create_task(self._follow())
-        try:
-            yield self
-        finally:
-            work.cancel()
-            for process in self.processes.values():
-                process.kill()
-                process.wait()
+        async with self._held, asyncio.TaskGroup() as group:
+            work = group.create_task(self._follow())
+            try:
+                yield self
+            finally:
+                work.cancel()
+                for process in self.processes.values():
+                    process.kill()
+                    process.wait()
 
     async def _follow(self) -> None:
         while True:
@@ -56,7 +59,7 @@ class Machines:
                     self.next_barren -= 1
                     self.barren.append(instance_id)
                 else:
-                    self.processes[instance_id] = self.start(living[instance_id])
+                    self.processes[instance_id] = await self.start(living[instance_id])
             for instance_id in self.processes.keys() - living.keys():
                 self.processes[instance_id].kill()
             await asyncio.sleep(LOOK_S)
@@ -65,35 +68,34 @@ class Machines:
         """What its processes have said."""
         return self._log_dir / f"{instance.id}.log"
 
-    def start(self, instance: Any, instance_id: str = "") -> subprocess.Popen[bytes]:
+    def interrupt(self, instance_id: str, notice_s: float) -> threading.Timer:
+        """The market takes an instance, and says so there and on the bus."""
+        self._metadata[instance_id].mark(notice_s)
+        return self._cloud.interrupt(instance_id, notice_s)
+
+    async def start(self, instance: Any, instance_id: str = "") -> subprocess.Popen[bytes]:
         """What its user data start, on it or on another."""
-        given = environment_of(instance)
-        found = {
-            "INSTANCE_ID": instance_id or instance.id,
-            "INSTANCE_TYPE": self.said_type or instance.instance_type,
-            "SPOT": str(instance.lifecycle == "spot").lower(),
-        }
+        metadata = metadata_of(self._cloud, instance)
+        metadata.told["instance-id"] = instance_id or instance.id
+        metadata.told["instance-type"] = self.said_type or instance.instance_type
+        self._metadata[metadata.told["instance-id"]] = metadata
+        url = await self._held.enter_async_context(serving(metadata))
         variables = {
-            **given,
-            "SHUNT_ENGINE_NODE_ID": given["SHUNT_NODE_ID"],
-            "SHUNT_ENGINE_CONTROLLER": given["SHUNT_NODE_CONTROLLER"],
-            "SHUNT_ENGINE_STORE": given["SHUNT_NODE_STORE"],
-            **{f"SHUNT_ENGINE_FOUND__{name}": value for name, value in found.items()},
+            **variables_of(files_of(instance)["/etc/shuntserve/node.env"]),
+            "SHUNT_NODE_METADATA": url,
+            "SHUNT_NODE_CLOUD": "ec2",
+            "SHUNT_ENGINE_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        with self.log_of(instance).open("ab") as log:
+        return self._run(self.log_of(instance), variables)
+
+    @staticmethod
+    def _run(log_path: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        with log_path.open("ab") as log:
             return subprocess.Popen(
-                (sys.executable, "-m", "services.engine"),
+                NODE,
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-
-
-def environment_of(instance: Any) -> dict[str, str]:
-    """What its user data write into the node's environment file."""
-    document = json.loads(b64decode(instance.user_data).decode().removeprefix("#cloud-config\n"))
-    lines = document["write_files"][0]["content"].splitlines()
-    pairs = (line.split("=", 1) for line in lines)
-    return {name: json.loads(value) for name, value in pairs}

@@ -1,4 +1,4 @@
-"""A mesh whose nodes are instances of the filtered cloud, and real processes."""
+"""A mesh whose nodes are instances of the filtered cloud, each with a `shunt node` of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from soak.machines import Machines
 from tests.ec2.cloud import Cloud, read_prices
 
 MESH = "on-ec2"
-TOKENS = 600
+TOKENS = 400
 STREAMS = 4
 NOTICE_S = 60.0
 """It is over once the node was replaced."""
@@ -95,19 +95,32 @@ class Readers:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """They read inside the block, all of them well on their way, and are read to the end and
-        compared behind it."""
+        """All of them are well on their way at the beginning of the block, and each is read again
+        and again until its end; behind it all that was read is compared."""
         if not self._expected:
             self._expected = await meshes.undisturbed(self._client, self._url, self._bodies)
-        records = [meshes.StreamRecord() for _ in self._bodies]
+        read: list[list[meshes.StreamRecord]] = [[] for _ in self._bodies]
+        over = asyncio.Event()
         async with asyncio.TaskGroup() as readers:
-            for body, record in zip(self._bodies, records, strict=True):
-                readers.create_task(meshes.stream_chat(self._client, self._url, body, record))
-            await meshes.until(lambda: all(len(record.arrivals_s) > 10 for record in records))
+            for body, records in zip(self._bodies, read, strict=True):
+                readers.create_task(self._read_on(body, records, over))
+            await meshes.until(lambda: all(r and len(r[0].arrivals_s) > 10 for r in read))
             yield
-        for record, wanted in zip(records, self._expected, strict=True):
-            assert record.complete, record.error
-            assert (record.text, record.usage) == (wanted.text, wanted.usage)
+            over.set()
+        for records, wanted in zip(read, self._expected, strict=True):
+            for record in records:
+                assert record.complete, record.error
+                assert (record.text, record.usage) == (wanted.text, wanted.usage)
+        print(f"{sum(map(len, read))} streams, none failed, none differs", flush=True)
+
+    async def _read_on(
+        self, body: dict[str, Any], records: list[meshes.StreamRecord], over: asyncio.Event
+    ) -> None:
+        while not over.is_set():
+            records.append(meshes.StreamRecord())
+            await meshes.stream_chat(self._client, self._url, body, records[-1])
+            if not records[-1].complete:
+                return
 
 
 def lifecycles(cloud: Cloud) -> list[str]:
@@ -144,10 +157,10 @@ async def test_a_spot_notice_leads_to_a_replacement_and_no_stream_notices(
         async with Readers(client, mesh, 8).reading():
             cloud.capacity[POOL] = 0  # what is bought in its place is on demand
             taken = cloud.instances(MESH)[0].id
-            timer = cloud.interrupt(taken, NOTICE_S)
-        await meshes.until(lambda: machines.processes[taken].poll() is not None)
-        timer.cancel()
-        last = await mesh.until_ready(2)
+            timer = machines.interrupt(taken, NOTICE_S)
+            await meshes.until(lambda: machines.processes[taken].poll() is not None)
+            timer.cancel()
+            last = await mesh.until_ready(2)
         assert taken not in {one.id for one in cloud.instances(MESH)}
         assert lifecycles(cloud) == ["on-demand", "spot"]
         offers = sorted(node["offer"] for node in last["nodes"] if node["state"] == "ready")
@@ -180,15 +193,15 @@ async def test_three_notices_at_once_buy_on_demand_and_spot_again_when_it_is_bac
         taken = [one.id for one in cloud.instances(MESH)]
         async with readers.reading():
             cloud.capacity[POOL] = 0
-            timers = [cloud.interrupt(one, NOTICE_S) for one in taken]
-        await until_all_are(cloud, "on-demand")
-        await mesh.until_ready(1)
+            timers = [machines.interrupt(one, NOTICE_S) for one in taken]
+            await until_all_are(cloud, "on-demand")
+            await mesh.until_ready(1)
         for timer in timers:
             timer.cancel()
         async with readers.reading():
             del cloud.capacity[POOL]
             await until_all_are(cloud, "spot", 150.0)
-        await mesh.until_ready(1)
+            await mesh.until_ready(1)
     assert not {one for one in taken if machines.processes[one].poll() is None}
 
 
@@ -260,7 +273,8 @@ async def test_an_instance_that_goes_without_a_word_is_bought_again(
             taken = cloud.instances(MESH)[0].id
             machines.processes[taken].kill()
             cloud.take(taken)
-        await mesh.until_ready(2)
+            await meshes.until(lambda: len(machines.processes) == 3)
+            await mesh.until_ready(2)
         assert lifecycles(cloud) == ["spot", "spot"]
     assert len(machines.processes) == 3
 
@@ -281,7 +295,7 @@ async def test_launches_that_bring_no_node_or_two_or_another_cost_nothing_but_ti
         status = await mesh.until_ready(2)
         # A second process that says it is the same node, on another instance, changes nothing.
         second = cloud.instances(MESH)[0]
-        twin = machines.start(second, instance_id="i-0123456789abcdef0")
+        twin = await machines.start(second, instance_id="i-0123456789abcdef0")
         try:
             log = machines.log_of(second)
             await meshes.until(lambda: "another instance has this node's name" in log.read_text())
@@ -297,7 +311,8 @@ async def test_launches_that_bring_no_node_or_two_or_another_cost_nothing_but_ti
         machines.said_type = "c7i.2xlarge"
         async with readers.reading():
             cloud.take(second.id)
-        other = await mesh.until_ready(2)
+            await meshes.until(lambda: len(machines.processes) == 4)
+            other = await mesh.until_ready(2)
         ready = [node for node in other["nodes"] if node["state"] == "ready"]
         types = {node["machine"]["instance_type"]["value"] for node in ready}
         assert types == {"c7i.xlarge", "c7i.2xlarge"}

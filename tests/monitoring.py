@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+CASES = RULES.with_name("rules_test.yaml")
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 SCRAPES = sorted((ROOT / "deploy" / "prometheus").glob("*-scrape.yaml"))
 VARIABLES = {"$__rate_interval": "5m", "$__range": "1h", "$model": ".*", "$pipeline": ".*"}

@@ -17,7 +17,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 
 from services.cli import calibration
 from services.cli.told import complain
@@ -196,7 +196,8 @@ def _outcome(task: Task, progress: Callable[[float], object] = lambda share: Non
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table("strategy", "seed", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    name = Column("strategy", overflow="fold")
+    table = Table(name, "seed", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("finished", "goodput/s", "SLO", "TTFT s", "P99", "TPOT s", "$", "moves"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in outcomes:

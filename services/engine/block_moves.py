@@ -18,7 +18,7 @@ from services.common.errors import FailedPrecondition
 from services.common.exchange import KvMember, KvSource
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving
-from services.engine.core.copying import Copying, Heir
+from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
@@ -31,6 +31,8 @@ END_AGAIN_S = 1.0
 """A stage that does not say that it leaves blocks alone is asked again."""
 COPYING_AGAIN_S = 2.0
 """Who asks again this soon for blocks to go ahead goes on where it was."""
+REST_S = 1.0
+"""Last blocks are where they are wanted by then, or are fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +140,8 @@ class BlockMoves:
         self._do = do
         self._changed = changed
         self._clock = clock
-        self._copied: tuple[Copying, float] | None = None
-        """What went ahead last, and when."""
+        self._copied: tuple[Copying, KvSource, float] | None = None
+        """What went ahead last, from where, and when."""
         self._moving: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
@@ -168,8 +170,41 @@ class BlockMoves:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            if await self._computed(formation, kept):
-                await self._kept(formation, kept, last=last)
+            there = await self._computed(formation, kept) and await self._kept(
+                formation, kept, last=last
+            )
+        if there and self._copied is not None:
+            copying, source, at_s = self._copied
+            if self._clock() - at_s < COPYING_AGAIN_S:
+                rest = copying.rest(self._batching.sealed_names(replayed))
+                self.begin(self._send_rest(formation, copying, rest, source))
+
+    async def _send_rest(
+        self,
+        formation: FormationPart,
+        copying: Copying,
+        rest: Mapping[int, Mapping[SequenceKey, Sequence[bytes]]],
+        source: KvSource,
+    ) -> None:
+        """The last blocks of sealed ones go to where they go on while their readers ask who that
+        is."""
+        stores = [
+            self._kv.store(
+                formation,
+                source,
+                copying.heirs[heir].members,
+                list(dict.fromkeys(n for names in chains.values() for n in names[-LAST_BLOCKS:])),
+                REST_S,
+            )
+            for heir, chains in rest.items()
+        ]
+        stored = await asyncio.gather(*stores)
+        whole = {
+            heir: chains
+            for (heir, chains), one in zip(rest.items(), stored, strict=True)
+            if one.whole and copying.heirs[heir].formation_id
+        }
+        await self._into_caches(copying, whole, source, self._clock() + REST_S)
 
     async def copy(
         self,
@@ -213,7 +248,7 @@ class BlockMoves:
                     break
         finally:
             if not follows and formation is self._headed():
-                self._copied = copying, self._clock()
+                self._copied = copying, source, self._clock()
         copied.blocks, copied.blocks_of = copying.blocks, copying.blocks_of
         copied.cached, copied.over = copying.cached, copying.over
         return copied
@@ -233,7 +268,7 @@ class BlockMoves:
         """What goes to them, from where it was if that is not long ago. It is one caller's at a
         time: two rounds of the same blocks would be counted as blocks behind one another."""
         if self._copied is not None:
-            copying, at_s = self._copied
+            copying, _, at_s = self._copied
             if copying.heirs == tuple(heirs) and self._clock() - at_s < COPYING_AGAIN_S:
                 self._copied = None
                 return copying
@@ -271,7 +306,7 @@ class BlockMoves:
     async def _into_caches(
         self,
         copying: Copying,
-        chains: Mapping[int, Mapping[SequenceKey, list[bytes]]],
+        chains: Mapping[int, Mapping[SequenceKey, Sequence[bytes]]],
         source: KvSource,
         until_s: float,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -120,6 +120,8 @@ class SimulatedEngine(Process):
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[Draining] = []
+        self._went: tuple[Place, Copying] | None = None
+        """What went ahead last, and of which place."""
         self._register()
         self.every(settings.cluster.heartbeat_interval_s, self._beat)
         self.every(TICK_S, self._tick)
@@ -382,7 +384,9 @@ class SimulatedEngine(Process):
             reply(FailedPrecondition("not the head of this formation"))
             return
         until_s = self.clock.now_s + limit_s
-        self._go_ahead(self.place, Copying(heirs, follows=follows), until_s, reply, follows)
+        copying = Copying(heirs, follows=follows)
+        self._went = self.place, copying
+        self._go_ahead(self.place, copying, until_s, reply, follows)
 
     def _go_ahead(
         self, place: Place, copying: Copying, until_s: float, reply: Reply, follows: bool
@@ -419,14 +423,22 @@ class SimulatedEngine(Process):
                 lent.close()
                 there = set() if leaving.busy else set(ahead.names)
                 copying.copied(ahead, there)
-                for heir, chains in copying.for_caches(ahead, there).items():
-                    one = copying.heirs[heir]
-                    names = tuple(map(tuple, chains.values()))
-                    args = (one.formation_id, KvSource(place.formation_id, ()), names)
-                    self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
+                self._into_caches(place, copying, copying.for_caches(ahead, there))
                 self._go_ahead(place, copying, until_s, reply, follows)
 
         self.after(ROUND_S * random.random(), over)
+
+    def _into_caches(
+        self,
+        place: Place,
+        copying: Copying,
+        chains: Mapping[int, Mapping[SequenceKey, Sequence[bytes]]],
+    ) -> None:
+        for heir, of_heir in chains.items():
+            one = copying.heirs[heir]
+            names = tuple(map(tuple, of_heir.values()))
+            args = (one.formation_id, KvSource(place.formation_id, ()), names)
+            self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
 
     def _copy(self, place: Place, leaving: Leaving) -> None:
         """What stages keep then is what blocks hold then."""
@@ -591,6 +603,10 @@ class SimulatedEngine(Process):
                 self.monitor.kept(self.batching, leaving)
                 self._copy(place, leaving)
             lent.close()
+            if self._went is not None and self._went[0] is self.place is place:
+                copying = self._went[1]
+                rest = copying.rest(self.batching.sealed_names(()))
+                self._into_caches(place, copying, rest)
             over()
 
         keep()

@@ -163,6 +163,10 @@ class Cloud:
             and (mesh is None or self.tags(one).get("shuntserve:mesh") == mesh)
         ]
 
+    def zone_of(self, instance: Any) -> str:
+        """The id of the zone that it is in."""
+        return self._zones()[instance.subnet_id]
+
     @staticmethod
     def tags(instance: Any) -> dict[str, str]:
         return {tag["key"]: tag["value"] for tag in instance.get_tags()}

@@ -32,6 +32,8 @@ UNITS = {
     "router": ("tensorstore", "router"),
 }
 """Of each role, as its user data enable them."""
+NODE = (sys.executable, "-m", "services.cli", "node")
+"""What an instance of a node runs."""
 _FILES = ("certificate.pem", "key.pem", "authority.pem")
 
 
@@ -138,9 +140,7 @@ class Hosts:
     async def _node(
         self, instance: Any, given: str, held: AsyncExitStack
     ) -> subprocess.Popen[bytes]:
-        metadata = FakeEc2(instance.id, spot=instance.lifecycle == "spot")
-        metadata.told["instance-type"] = instance.instance_type
-        url = await held.enter_async_context(serving(metadata))
+        url = await held.enter_async_context(serving(metadata_of(self._cloud, instance)))
         variables = {
             **self._moved(given, {}, {}),
             "SHUNT_NODE_METADATA": url,
@@ -149,16 +149,14 @@ class Hosts:
             "SHUNT_NODE_CACHE_DIRECTORY": str(self._directory / instance.id),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-        command = (sys.executable, "-m", "services.cli", "node")
-        return self._run(command, instance.id, variables, "engine")
+        return self._run(NODE, instance.id, variables, "engine")
 
     def _moved(self, text: str, moved: Mapping[str, str], own: Mapping[int, int]) -> dict[str, str]:
         """An environment file's variables, with places and ports of this machine."""
         for before, now in moved.items():
             text = text.replace(before, now)
-        variables = dict(line.split("=", 1) for line in text.splitlines() if line)
+        variables = variables_of(text)
         for name, value in variables.items():
-            value = value.strip('"')
             for port, here in {**self._ports, **own}.items():
                 value = re.sub(rf"(^|:){port}$", rf"\g<1>{here}", value)
             variables[name] = value
@@ -187,6 +185,20 @@ def files_of(instance: Any) -> dict[str, str]:
         else file["content"]
         for file in yaml.safe_load(text)["write_files"]
     }
+
+
+def variables_of(text: str) -> dict[str, str]:
+    """Of an environment file."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if line)
+    return {name: value.strip('"') for name, value in pairs}
+
+
+def metadata_of(cloud: Cloud, instance: Any) -> FakeEc2:
+    """What an instance's metadata service says of it."""
+    metadata = FakeEc2(instance.id, spot=instance.lifecycle == "spot")
+    metadata.told["instance-type"] = instance.instance_type
+    metadata.told["placement/availability-zone-id"] = cloud.zone_of(instance)
+    return metadata
 
 
 def free_port() -> int:

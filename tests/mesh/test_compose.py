@@ -151,6 +151,11 @@ class Containers:
             said[container] = (told.stdout + told.stderr).count(b"registered with the controller")
         return said
 
+    def key(self) -> dict[str, str]:
+        """Headers that show the key that was made at the first start."""
+        made = self.compose("exec", "-T", "router", "cat", "/var/lib/shunt/keys/first-key")
+        return {"Authorization": f"Bearer {made.strip()}"}
+
     def left(self) -> str:
         """What there is yet of the project."""
         mine = f"label=com.docker.compose.project={self.project}"
@@ -158,8 +163,12 @@ class Containers:
         return "".join(self.docker(*kind, "--quiet", "--filter", mine) for kind in kinds)
 
     def address(self, service: str, port: int) -> str:
-        networks = self.inspect(service)["NetworkSettings"]["Networks"]
-        return f"{next(iter(networks.values()))['IPAddress']}:{port}"
+        return f"{self.ip(self.inspect(service)['Id'])}:{port}"
+
+    def ip(self, container: str) -> str:
+        [found] = json.loads(self.docker("inspect", container))
+        networks = found["NetworkSettings"]["Networks"]
+        return str(next(iter(networks.values()))["IPAddress"])
 
 
 def _run(command: list[str], environment: Mapping[str, str], timeout_s: float) -> str:
@@ -264,10 +273,7 @@ async def controller(containers: Containers, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 async def client(containers: Containers) -> AsyncIterator[httpx.AsyncClient]:
-    """Shows the key that was made at the first start."""
-    made = containers.compose("exec", "-T", "router", "cat", "/var/lib/shunt/keys/first-key")
-    shown = {"Authorization": f"Bearer {made.strip()}"}
-    async with httpx.AsyncClient(timeout=60, headers=shown) as client:
+    async with httpx.AsyncClient(timeout=60, headers=containers.key()) as client:
         yield client
 
 
@@ -419,6 +425,36 @@ async def test_who_restarts_finds_its_engines_and_ends_those_that_nobody_knows(
         assert stranger in containers.docker("ps", "--no-trunc", "--quiet")
     finally:
         containers.docker("rm", "--force", stranger)
+
+
+def test_a_node_is_the_engines_image_and_says_what_it_cannot_use(
+    containers: Containers, tmp_path: Path
+) -> None:
+    build: dict[str, Any] = {
+        "context": str(ROOT),
+        "dockerfile": "deploy/images/Dockerfile",
+        "target": "node",
+    }
+    if wheels := containers.environment.get("SHUNT_WHEELS"):
+        build["args"] = {"WHEELS": wheels}
+    described = tmp_path / "node.yaml"
+    described.write_text(
+        json.dumps({"services": {"node": {"image": "shunt-node", "build": build}}})
+    )
+    alone = replace(containers, project=f"{containers.project}-node", files=(str(described),))
+    alone.compose("build", timeout_s=BUILD_TIMEOUT_S)
+    run = ("docker", "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL")
+    options = ("--controller", "127.0.0.1:1", "--store", "sftp://elsewhere/models")
+    ran = subprocess.run(
+        (*run, "shunt-node", *options),
+        env=containers.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "SHUNT_NODE_STORE" in ran.stderr, ran.stderr
 
 
 HOSTILE = {

@@ -14,8 +14,11 @@ import pytest
 from bench import kv_mesh
 from bench import mesh as meshes
 from tests.mesh import tiny_mesh
+from tests.mesh.lasting import lasting
 
 TOKENS = 600
+LASTS_S = 5.0
+"""A notice is told, and a pipeline formed, before a hand-over begins."""
 LONG, SHORT = 400, 60
 PATIENT = {
     "SHUNT_CONTROLLER_HANDOVER": "auto",
@@ -35,15 +38,17 @@ async def test_streams_go_on_from_their_blocks_as_if_nothing_had_happened(
 ) -> None:
     env, options = {**os.environ, **PATIENT}, ("--spares", "1")
     contexts = (LONG, LONG, SHORT, SHORT)
-    bodies = [
-        kv_mesh.body_of(context, seed) | {"max_tokens": TOKENS}
-        for seed, context in enumerate(contexts)
-    ]
+
+    def questions(tokens: int) -> list[dict[str, Any]]:
+        bodies = [kv_mesh.body_of(context, seed) for seed, context in enumerate(contexts)]
+        return [body | {"max_tokens": tokens} for body in bodies]
+
     async with meshes.running(tmp_path / "mesh", env=env, options=options, store=store) as mesh:
-        expected = await meshes.undisturbed(client, mesh.url(), bodies)
+        asked = await lasting(client, mesh.url(), TOKENS, LASTS_S, questions)
+        expected = asked.expected
         await tiny_mesh.until_status(mesh, _is_warm)
         # What the undisturbed ones left in the prefix caches is nothing to these.
-        bodies = [body | {"cache_salt": "moved"} for body in bodies]
+        bodies = [body | {"cache_salt": "moved"} for body in asked.bodies]
         records = [meshes.StreamRecord() for _ in bodies]
         tasks = [
             asyncio.create_task(meshes.stream_chat(client, mesh.url(), body, record))

@@ -14,9 +14,17 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 from bench import moves
+from tests.mesh.lasting import lasting
 
 TOKENS = 300
+LASTS_S = 5.0
+"""Stages have to be loaded before a hand-over begins, which is to find somebody."""
 LAYERS = 30
+
+
+def eight(tokens: int) -> list[dict[str, Any]]:
+    """Requests of either kind."""
+    return [body | {"ignore_eos": True} for body in meshes.request_bodies(tokens)]
 
 
 def plan(model: str, *pipelines: dict[str, tuple[int, int]]) -> str:
@@ -47,8 +55,8 @@ async def carried_out(mesh: meshes.Mesh, number: int, timeout_s: float = 60.0) -
 async def test_pipelines_of_other_layers_and_numbers_take_over_under_load(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)]
-    expected = await meshes.undisturbed(client, ready.url(), bodies)
+    asked = await lasting(client, ready.url(), TOKENS, LASTS_S, asked=eight, measure=max)
+    bodies, expected = asked.bodies, asked.expected
     before = await ready.status()
     model = before["plan"]["deployments"][0]["model"]
     a, b, c, d = (s["node"] for p in before["pipelines"] for s in p["stages"])
@@ -80,7 +88,7 @@ async def test_pipelines_of_other_layers_and_numbers_take_over_under_load(
     events = [
         event
         async for event in controller.WatchEvents(
-            controller_pb2.WatchEventsRequest(no_wait=True), timeout=10
+            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
         )
     ]
     plans = [index for index, event in enumerate(events) if event.kind == "plan_ready"]

@@ -239,15 +239,20 @@ class Batching:
         if self.lead is None:
             yield Leaving(())
             return
-        starts = self.generations.to_go_on()
-        leaving = Leaving.of(
-            self.lead,
-            [start for start in starts if start.key.generation_id not in replayed],
-        )
+        leaving = Leaving.of(self.lead, self._sealed(replayed))
         try:
             yield leaving
         finally:
             leaving.give_back()
+
+    def sealed_names(self, replayed: Container[str]) -> dict[SequenceKey, list[bytes]]:
+        """Of the full blocks of sequences that the drain has sealed, but of generations that are
+        `replayed`."""
+        return {start.key: names_of(start) for start in self._sealed(replayed)}
+
+    def _sealed(self, replayed: Container[str]) -> list[StartSequence]:
+        starts = self.generations.to_go_on()
+        return [start for start in starts if start.key.generation_id not in replayed]
 
     @contextmanager
     def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:

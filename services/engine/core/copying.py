@@ -20,6 +20,8 @@ MOST_FAILED = 3
 """Rounds in a row that an heir does not take: it gets no more."""
 ONE_MORE = 1
 """Blocks that a sequence may lack when the copying ends."""
+LAST_BLOCKS = 4
+"""Who lacks no more than so many when it is sealed is sent them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class Copying:
         self._over: dict[SequenceKey, list[bytes]] = {}
         """Of each sequence, from its first block on."""
         self._cached: dict[SequenceKey, int] = {}
+        self._rest: set[SequenceKey] = set()
+        """Of these it was told."""
         self._failed: dict[int, int] = {}
         """Rounds in a row that heirs had no room for, or did not answer."""
 
@@ -169,6 +173,19 @@ class Copying:
         for one in ahead.pieces:
             if one.heir in there and self.heirs[one.heir].formation_id:
                 found.setdefault(one.heir, {})[one.key] = list(self._over[one.key])
+        return found
+
+    def rest(
+        self, sealed: Mapping[SequenceKey, Sequence[bytes]]
+    ) -> dict[int, dict[SequenceKey, Sequence[bytes]]]:
+        """By heir, the names of all blocks of those of these sequences that lack their last ones
+        alone; of each once."""
+        found: dict[int, dict[SequenceKey, Sequence[bytes]]] = {}
+        for key, names in sealed.items():
+            over = len(self._over.get(key, ()))
+            if over and key not in self._rest and 0 < len(names) - over <= LAST_BLOCKS:
+                found.setdefault(self._heir_of[key.generation_id], {})[key] = names
+                self._rest.add(key)
         return found
 
     def lie(self, cached: Mapping[SequenceKey, int]) -> None:

@@ -25,8 +25,12 @@ class PackedWeights(Protocol):
 class Arithmetic(Protocol):
     """The layers of a stage and their KV cache; every tensor is on the CPU or on one device."""
 
-    def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Run [rows, hidden_size] through all layers; may write over `hidden`."""
+    def forward(
+        self, hidden: Tensor, spans: Sequence[Span], asked: Sequence[int] | None = None
+    ) -> Tensor:
+        """Run [rows, hidden_size], span behind span, through all layers; may write over `hidden`.
+        Of a last stage some rows may be `asked` for, in ascending order: these alone come out, and
+        the others need not be computed beyond their keys and values."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -235,8 +235,11 @@ class CompiledLayers:
                 self._stage, (ctypes.c_void_p * len(parts))(*pointers), layer.window
             )
 
-    def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, spans: Sequence[Span], asked: Sequence[int] | None = None
+    ) -> Tensor:
         rows = hidden.shape[0]  # len() of a tensor takes ten times as long
+        kept = np.array(np.arange(rows) if asked is None else asked, dtype=np.int64)
         numbers: list[tuple[int, int, int, int]] = []
         tables: list[int] = []
         for span in spans:
@@ -251,8 +254,11 @@ class CompiledLayers:
             sequences.ctypes.data,
             len(numbers),
             blocks.ctypes.data,
+            kept.ctypes.data,
+            len(kept),
             self._threads,
         )
+        hidden = hidden[: len(kept)]
         if self._sizes.hidden_size == self._hidden_size:
             return hidden
         return hidden[:, : self._hidden_size].contiguous()

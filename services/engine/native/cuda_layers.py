@@ -32,6 +32,7 @@ from services.engine.native.torch_layers import (
     TorchLayer,
     as_bytes,
     gelu,
+    kept,
     scaled_logits,
 )
 from services.engine.native.weights import embedding_matrix, final_norm, layer_weights
@@ -155,11 +156,13 @@ class CudaLayers:
         self._recorded: dict[tuple[int, int], _Step] = {}
 
     @torch.inference_mode()
-    def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, spans: Sequence[Span], asked: Sequence[int] | None = None
+    ) -> Tensor:
         rows, blocks = padded_rows(len(hidden)), max(map(_blocks, spans))
         few = max(span.count for span in spans) <= FEW_ROWS
         if few and rows * blocks * BLOCK_SIZE <= MOST_RECORDED:
-            return self._decoded(hidden, _singly(spans), rows, blocks)
+            return kept(self._decoded(hidden, _singly(spans), rows, blocks), asked)
         by_shape: dict[tuple[int, int], list[Span]] = {}
         for span in spans:
             by_shape.setdefault((span.count, _blocks(span)), []).append(span)
@@ -167,7 +170,7 @@ class CudaLayers:
         for (count, blocks), alike in by_shape.items():
             plan = torch.from_numpy(self._plan(alike, len(alike), blocks)).to(self._device)
             groups.append(self._together(_rows(alike, self._device), count, plan))
-        return self._through(self._widened(hidden), len(hidden), groups)
+        return kept(self._through(self._widened(hidden), len(hidden), groups), asked)
 
     def _decoded(self, hidden: Tensor, spans: Sequence[Span], rows: int, blocks: int) -> Tensor:
         step = self._recorded.get((rows, blocks))

@@ -79,7 +79,7 @@ class Kernels:
         self.stage_add_layer.argtypes = [pointer, pointer, number]
         self.stage_forward = dll.shunt_stage_forward
         self.stage_forward.argtypes = [
-            *(pointer, pointer, number, pointer, number, pointer),
+            *(pointer, pointer, number, pointer, number, pointer, pointer, number),
             ctypes.c_int,
         ]
         self.stage_head = dll.shunt_stage_head

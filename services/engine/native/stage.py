@@ -167,19 +167,13 @@ class NativeStage:
         self._slots.check(batch, rows, self._kv_blocks)
         hidden = self._unpack(rows) if isinstance(rows, Hidden) else self._embed(rows)
         self._slots.apply(batch)
+        asked = batch.asked_rows if self._facts.last else None
         if spans := spans_of(batch.steps):
-            hidden = self._arithmetic.forward(hidden, spans)
-        if not self._facts.last:
+            hidden = self._arithmetic.forward(hidden, spans, asked)
+        if asked is None:
             return self._pack(hidden)
-        return self._sample(batch, hidden)
-
-    def _sample(self, batch: Batch, hidden: Tensor) -> tuple[Sampled, ...]:
-        assert self._arithmetic is not None
-        asked = batch.asked_rows
         if not asked:
             return ()
-        if len(asked) < hidden.shape[0]:
-            hidden = hidden[asked]
         return self._slots.sample(batch, self._arithmetic.logits(hidden).numpy())
 
     def _embed(self, token_ids: Sequence[int]) -> Tensor:

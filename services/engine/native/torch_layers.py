@@ -217,7 +217,9 @@ class TorchLayers:
         self._cache = torch.zeros(shape, dtype=dtype)
 
     @torch.inference_mode()
-    def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    def forward(
+        self, hidden: Tensor, spans: Sequence[Span], asked: Sequence[int] | None = None
+    ) -> Tensor:
         config = self._config
         positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
         where = torch.cat([_cells(span) for span in spans])
@@ -236,7 +238,7 @@ class TorchLayers:
             normed = self._normalize(hidden, layer.mlp_norm)
             gated = self._activated(layer.gate(normed)) * layer.up(normed)
             hidden = self._added(hidden, layer.down(gated), layer.mlp_post_norm)
-        return hidden
+        return kept(hidden, asked)
 
     def _added(self, hidden: Tensor, update: Tensor, norm: Tensor | None) -> Tensor:
         return hidden + self._normalize(update, norm) * self._config.residual_scale
@@ -302,6 +304,11 @@ class TorchLayers:
                 scores = (scores / cap).tanh() * cap
             mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
         return torch.cat(mixed_rows).to(self._dtype)
+
+
+def kept(hidden: Tensor, asked: Sequence[int] | None) -> Tensor:
+    """The rows that are asked for; all without a word."""
+    return hidden if asked is None or len(asked) == len(hidden) else hidden[list(asked)]
 
 
 def as_bytes(held: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ CPU = torch.device("cpu")
 COLUMNS = 32
 """Outputs in one column block of a packed weight."""
 ALIGNMENT_BYTES = 64
+LARGE_PAGE_BYTES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +181,16 @@ def pack(weight: Tensor, out: Tensor) -> None:
 
 
 class Arena:
-    """Zeroed memory in large pages, handed out once, front to back; committed as it is touched."""
+    """Zeroed memory, handed out once, front to back; committed as it is touched. In large pages,
+    where it fills some and the system has them: weights are read from one end to the other."""
 
     def __init__(self, size_bytes: int) -> None:
-        memory = mmap.mmap(-1, size_bytes + ALIGNMENT_BYTES)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has none as Linux is set up
+        memory = mmap.mmap(-1, size_bytes + LARGE_PAGE_BYTES, flags=private)
+        if size_bytes >= LARGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
-        self._used = -self._bytes.data_ptr() % ALIGNMENT_BYTES
+        self._used = -self._bytes.data_ptr() % LARGE_PAGE_BYTES
 
     def take(self, size_bytes: int) -> Tensor:
         """The next `size_bytes`, uint8, aligned."""

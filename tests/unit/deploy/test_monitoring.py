@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from services.controller.core.cluster.actions import PipelineState
 from services.controller.core.cluster.targets import LABELS
 from services.controller.journal.journal import JournalRoom
 from tests.monitoring import (
+    CASES,
     DASHBOARDS,
     ROOT,
     RULES,
@@ -31,6 +33,7 @@ from tests.monitoring import (
     of_rules,
     of_variables,
 )
+from tests.tools import need
 
 OF_TARGETS = {"job", "instance"}
 DEFINED_IN: Mapping[str, set[str]] = {
@@ -166,6 +169,45 @@ def test_each_alert_says_how_grave_it_is_and_stands_in_the_documentation() -> No
                 assert rule["labels"]["severity"] in ("page", "ticket")
                 assert set(rule["annotations"]) == {"summary", "description"}
                 assert f"`{rule['alert']}`" in page
+
+
+def test_each_alert_fires_in_a_case_and_in_another_does_not() -> None:
+    told: dict[str, set[bool]] = {}
+    for case in yaml.safe_load(CASES.read_text())["tests"]:
+        for asked in case["alert_rule_test"]:
+            told.setdefault(asked["alertname"], set()).add("exp_alerts" in asked)
+    rules = [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
+    alerts = {rule["alert"] for rule in rules if "alert" in rule}
+    assert told == {alert: {True, False} for alert in alerts}
+
+
+def test_what_cases_are_made_of_is_what_services_export() -> None:
+    for case in yaml.safe_load(CASES.read_text())["tests"]:
+        for series in case["input_series"]:
+            test_each_name_and_label_is_one_that_services_export(
+                Told(case["name"], series["series"])
+            )
+
+
+def test_promtool_takes_each_expression_and_plays_each_case(tmp_path: Path) -> None:
+    need(promtool="prometheus")
+    rules = [
+        {"record": f"told:{number}", "expr": told.expression}
+        for number, told in enumerate([*of_dashboards(), *of_variables()])
+    ]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
+    for asked in (("check", "rules", str(path)), ("test", "rules", str(CASES))):
+        done = subprocess.run(
+            ["promtool", *asked], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    broken = yaml.safe_dump({"groups": [{"name": "g", "rules": [{"record": "a", "expr": "sum("}]}]})
+    path.write_text(broken)
+    refused = subprocess.run(["promtool", "check", "rules", str(path)], check=False, timeout=60)
+    assert refused.returncode != 0
 
 
 def test_what_the_documentation_names_is_exported() -> None:

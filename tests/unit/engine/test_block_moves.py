@@ -19,7 +19,14 @@ from services.common.generation import (
     Sampling,
 )
 from services.engine.backend import Sampled
-from services.engine.block_moves import AHEAD_BYTES, BlockMoves, Copied, Stored
+from services.engine.block_moves import (
+    AHEAD_BYTES,
+    COPYING_AGAIN_S,
+    REST_S,
+    BlockMoves,
+    Copied,
+    Stored,
+)
 from services.engine.core.batching import Batching, Lead
 from services.engine.core.copying import Heir
 from services.engine.core.generations import Generations
@@ -232,6 +239,30 @@ async def test_what_follows_one_that_waits_for_a_place_goes_on_when_it_has_one()
     rig.changed.set()
     came = await asyncio.wait_for(following, 60)
     assert came.blocks_of == {"waits": 2}
+
+
+async def test_the_last_blocks_of_what_is_sealed_go_to_where_it_goes_on(rig: Rig) -> None:
+    assert [await rig.copy() for _ in range(2)] == [[2], [4]]
+    for _ in range(10):
+        rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2), 0.2)
+    rig.back()
+    rig.limits_s, rig.chains = [], []
+    for _ in range(2):
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=True), 60)
+        await asyncio.gather(*rig.moves._moving)
+    assert [len(chain) for chain in rig.chains] == [5], "once, and whole"
+    assert rig.limits_s == [REST_S, REST_S], "first to the shelf, and from there into the caches"
+
+
+async def test_what_is_sealed_long_behind_what_went_ahead_is_fetched(rig: Rig) -> None:
+    assert await rig.copy() == [2]
+    rig.batching.act(rig.batching.generations.drain("f", 0.2), 0.2)
+    rig.back()
+    rig.now_s, rig.chains = rig.now_s + COPYING_AGAIN_S, []
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=True), 60)
+    assert not rig.moves._moving
+    assert rig.chains == []
 
 
 async def test_what_others_have_on_its_way_is_kept_when_it_is_computed() -> None:

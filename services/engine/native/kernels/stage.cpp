@@ -8,6 +8,24 @@ namespace {
 
 int64_t padded(int64_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
 
+// The asked rows of sequences whose rows lie in order, as if there were no others: runs of them are
+// sequences.
+std::vector<Sequence> only(const std::vector<Sequence>& sequences,
+                           const std::vector<int64_t>& asked) {
+  std::vector<Sequence> found;
+  size_t next = 0;
+  for (const Sequence& q : sequences)
+    while (next < asked.size() && asked[next] < q.first + q.count) {
+      const size_t first = next++;
+      while (next < asked.size() && asked[next] < q.first + q.count &&
+             asked[next] == asked[next - 1] + 1)
+        next++;
+      found.push_back({(int64_t)first, (int64_t)(next - first), q.start + asked[first] - q.first,
+                       q.table});
+    }
+  return found;
+}
+
 template <class T>
 struct Stage {
   using E = typename T::E;
@@ -38,16 +56,13 @@ struct Stage {
     });
   }
 
-  // Queries and keys [rows, stride], each normed over all heads together.
-  void normalize_heads(const LayerOf<E>& layer, float* qkv, int64_t stride, int64_t rows,
+  // Heads [rows, stride] from v on, each row's normed all together.
+  void normalize_heads(float* v, int64_t heads, const float* norm, int64_t stride, int64_t rows,
                        int threads) const {
     parallel(rows, threads, [&](int64_t r) {
-      auto normed = [&](float* v, int64_t heads, const float* norm) {
-        normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, heads * shape.head_dim,
-                        heads * shape.head_numbers, shape.epsilon, v);
-      };
-      normed(qkv + r * stride, shape.heads, layer.q_norm);
-      normed(qkv + r * stride + shape.heads * shape.head_dim, shape.kv_heads, layer.k_norm);
+      float* row = v + r * stride;
+      normalize<Fp32>([&](int64_t i) { return load(row + i); }, norm, heads * shape.head_dim,
+                      heads * shape.head_numbers, shape.epsilon, row);
     });
   }
 
@@ -77,51 +92,81 @@ struct Stage {
     }
   }
 
-  void forward(E* residual, int64_t rows, const std::vector<Sequence>& sequences,
-               int threads) const {
-    const Shape& s = shape;
-    const int64_t d = s.head_dim, attention = s.heads * d;
-    const int64_t qkv_size = padded(attention + 2 * s.kv_heads * d), out_size = padded(s.hidden);
-    std::vector<E> normed(rows * s.hidden), queries(rows * attention), mixed(rows * attention),
-        activated(rows * s.intermediate);
-    std::vector<float> qkv(rows * qkv_size), update(rows * out_size);
-    const int64_t group = s.heads / s.kv_heads;
-    const int64_t most = queries_at_once<T>(d);
+  // Queries [rows, qkv stride] of qkv, normed and rotated, to [rows, heads, head_dim].
+  void turn_queries(const LayerOf<E>& layer, const std::vector<Sequence>& sequences, float* qkv,
+                    int64_t stride, E* queries, int threads) const {
+    const int64_t d = shape.head_dim;
+    parallel((int64_t)sequences.size(), threads, [&](int64_t i) {
+      const Sequence& q = sequences[i];
+      for (int64_t r = 0; r < q.count; r++)
+        for (int64_t h = 0; h < shape.heads; h++) {
+          float* v = qkv + (q.first + r) * stride + h * d;
+          rotate<T>(v, layer.q_norm, layer.rope, shape, q.start + r);
+          for (int64_t c = 0; c < d; c += kLanes)
+            T::narrow(queries + ((q.first + r) * shape.heads + h) * d + c, load(v + c));
+        }
+    });
+  }
+
+  void attend_all(const LayerOf<E>& layer, const std::vector<Sequence>& sequences,
+                  const E* queries, E* mixed, int threads) const {
+    const int64_t group = shape.heads / shape.kv_heads;
+    const int64_t most = queries_at_once<T>(shape.head_dim);
     const int64_t tile_heads = std::min(group, most), tile_rows = most / tile_heads;
     struct Tile { int64_t sequence, row, rows; };
     std::vector<Tile> tiles;
     for (size_t i = 0; i < sequences.size(); i++)
       for (int64_t r = 0; r < sequences[i].count; r += tile_rows)
         tiles.push_back({(int64_t)i, r, std::min(tile_rows, sequences[i].count - r)});
+    parallel((int64_t)tiles.size() * shape.kv_heads, threads, [&](int64_t i) {
+      const Tile& tile = tiles[i / shape.kv_heads];
+      const int64_t kv_head = i % shape.kv_heads;
+      for (int64_t h = 0; h < group; h += tile_heads)
+        attend<T>(layer, shape, sequences[tile.sequence], queries, mixed, kv_head, tile.row,
+                  tile.rows, kv_head * group + h, std::min(tile_heads, group - h));
+    });
+  }
+
+  // Rows [rows, hidden] through the layers, in place. Of the last layer the `asked` rows alone come
+  // out, in front, where there are fewer of them: the others leave keys and values there.
+  void forward(E* residual, int64_t rows, std::vector<Sequence> sequences,
+               const std::vector<int64_t>& asked, int threads) const {
+    const Shape& s = shape;
+    const int64_t d = s.head_dim, attention = s.heads * d;
+    const int64_t qkv_size = padded(attention + 2 * s.kv_heads * d), out_size = padded(s.hidden);
+    std::vector<E> normed(rows * s.hidden), queries(rows * attention), mixed(rows * attention),
+        activated(rows * s.intermediate);
+    std::vector<float> qkv(rows * qkv_size), update(rows * out_size);
     float* pending = nullptr;
     const float* pending_norm = nullptr;
+    auto project = [&](const LayerOf<E>& layer, int64_t from, int64_t to) {
+      linear<T>(normed.data(), rows, s.hidden, 1, layer.qkv + from * s.hidden, to - from, threads,
+                StoreRaw{qkv.data() + from, qkv_size, layer.qkv_bias ? layer.qkv_bias + from : nullptr});
+    };
     for (const auto& layer : layers) {
+      const bool narrows = &layer == &layers.back() && (int64_t)asked.size() < rows;
       add_and_normalize(residual, pending, out_size, pending_norm, layer.input_norm, normed.data(),
                         rows, threads);
-      linear<T>(normed.data(), rows, s.hidden, 1, layer.qkv, qkv_size, threads,
-                StoreRaw{qkv.data(), qkv_size, layer.qkv_bias});
-      if (s.whole_norms) normalize_heads(layer, qkv.data(), qkv_size, rows, threads);
+      project(layer, narrows ? attention / kColumns * kColumns : 0, qkv_size);
+      if (s.whole_norms)
+        normalize_heads(qkv.data() + attention, s.kv_heads, layer.k_norm, qkv_size, rows, threads);
       parallel((int64_t)sequences.size() * s.kv_heads, threads, [&](int64_t i) {
         write_keys_and_values<T>(layer, s, sequences[i / s.kv_heads], qkv.data(), qkv_size,
                                  i % s.kv_heads);
       });
-      parallel((int64_t)sequences.size(), threads, [&](int64_t i) {
-        const Sequence& q = sequences[i];
-        for (int64_t r = 0; r < q.count; r++)
-          for (int64_t h = 0; h < s.heads; h++) {
-            float* v = qkv.data() + (q.first + r) * qkv_size + h * d;
-            rotate<T>(v, layer.q_norm, layer.rope, s, q.start + r);
-            for (int64_t c = 0; c < d; c += kLanes)
-              T::narrow(queries.data() + ((q.first + r) * s.heads + h) * d + c, load(v + c));
-          }
-      });
-      parallel((int64_t)tiles.size() * s.kv_heads, threads, [&](int64_t i) {
-        const Tile& tile = tiles[i / s.kv_heads];
-        const int64_t kv_head = i % s.kv_heads;
-        for (int64_t h = 0; h < group; h += tile_heads)
-          attend<T>(layer, s, sequences[tile.sequence], queries.data(), mixed.data(), kv_head,
-                    tile.row, tile.rows, kv_head * group + h, std::min(tile_heads, group - h));
-      });
+      if (narrows) {
+        sequences = only(sequences, asked);
+        rows = (int64_t)asked.size();
+        if (!rows) return;
+        for (int64_t r = 0; r < rows; r++)
+          for (E* x : {residual, normed.data()})
+            std::memmove(x + r * s.hidden, x + asked[r] * s.hidden, s.hidden * sizeof(E));
+        project(layer, 0, padded(attention));
+      }
+      if (s.whole_norms)
+        normalize_heads(qkv.data(), s.heads, layer.q_norm, qkv_size, rows, threads);
+      turn_queries(layer, sequences, qkv.data(), qkv_size, queries.data(), threads);
+      attend_all(layer, sequences, queries.data(), mixed.data(), threads);
       sum_up(mixed.data(), rows, attention, layer.output, layer.output_bias, update.data(),
              threads);
       add_and_normalize(residual, update.data(), out_size, layer.attention_post_norm,
@@ -196,17 +241,21 @@ void shunt_stage_add_layer(void* handle, void* const* pointers, int64_t window) 
   h->bf16 ? add_layer(h->narrow, pointers, window) : add_layer(h->wide, pointers, window);
 }
 
-// sequences: four numbers each: first row, rows, position of the first row, offset in tables
+// sequences, in the order of their rows: four numbers each: first row, rows, position of the first
+// row, offset in tables. asked: the rows to compute to the end, in order; the results of these alone
+// are in front then.
 void shunt_stage_forward(void* handle, void* hidden, int64_t rows, const int64_t* sequences,
-                         int64_t sequence_count, const int32_t* tables, int threads) {
+                         int64_t sequence_count, const int32_t* tables, const int64_t* asked,
+                         int64_t asked_count, int threads) {
   auto* h = (Handle*)handle;
   std::vector<shunt::Sequence> list;
   for (int64_t i = 0; i < sequence_count; i++) {
     const int64_t* q = sequences + 4 * i;
     list.push_back({q[0], q[1], q[2], tables + q[3]});
   }
-  h->bf16 ? h->narrow.forward((uint16_t*)hidden, rows, list, threads)
-          : h->wide.forward((float*)hidden, rows, list, threads);
+  const std::vector<int64_t> kept(asked, asked + asked_count);
+  h->bf16 ? h->narrow.forward((uint16_t*)hidden, rows, list, kept, threads)
+          : h->wide.forward((float*)hidden, rows, list, kept, threads);
 }
 
 // logits: [rows, vocabulary rounded up to 32], divided, then capped unless cap is 0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
 from services.engine.core.actions import SequenceKey
-from services.engine.core.copying import MOST_FAILED, Copying, Heir
+from services.engine.core.copying import LAST_BLOCKS, MOST_FAILED, Copying, Heir
 from services.engine.core.incoming import NamedBlock
 
 MEMBERS = (KvMember("a:1", "i", LayerRange(0, 4)),)
@@ -55,6 +55,25 @@ def test_who_lacks_one_block_is_not_waited_for() -> None:
     ahead = going.next([key("a"), key("b")], cache.full, 5)
     assert ahead is not None
     assert [name for name, _ in ahead.blocks] == [b"a0", b"b0", b"b1"]
+
+
+def test_who_is_sealed_is_sent_its_last_blocks_once() -> None:
+    cache, going = Cache(a=3, b=2, c=2, d=1), copying("a", "b", "c", "d")
+    ahead = going.next([key("a"), key("b"), key("c")], cache.full, 9)
+    assert ahead is not None
+    going.copied(ahead, {0, 1, 2})
+
+    def names(one: str, count: int) -> list[bytes]:
+        return [f"{one}{i}".encode() for i in range(count)]
+
+    sealed = {
+        key("a"): names("a", 4),
+        key("b"): names("b", 2 + LAST_BLOCKS + 1),  # as much is fetched
+        key("c"): names("c", 2),  # lacks nothing
+        key("d"): names("d", 1),  # nothing went ahead
+    }
+    assert going.rest(sealed) == {0: {key("a"): names("a", 4)}}
+    assert going.rest(sealed) == {}
 
 
 def test_an_heir_that_does_not_answer_gets_no_more() -> None:

@@ -20,9 +20,9 @@ class Tampered:
     def __init__(self, inner, flaw):
         self._inner, self._flaw = inner, flaw
 
-    def forward(self, hidden, spans):
-        result = self._inner.forward(hidden, spans)
-        return self._flaw("forward", result, spans)
+    def forward(self, hidden, spans, asked=None):
+        result = self._inner.forward(hidden, spans, asked)
+        return self._flaw("forward" if asked is None else "asked", result, spans)
 
     def logits(self, hidden):
         return self._flaw("logits", self._inner.logits(hidden), ())
@@ -47,6 +47,7 @@ FLAWS = {
     "single rows of the head": lambda where, x, spans: (
         _next(x) if where == "logits" and len(x) == 1 else x
     ),
+    "rows that are asked for": lambda where, x, spans: _next(x) if where == "asked" else x,
     "not a number": lambda where, x, spans: x * float("nan") if where == "forward" else x,
 }
 

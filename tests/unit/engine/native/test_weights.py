@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from services.engine.native.weights import Arena, interleave, pack, packed_size_bytes
+from services.engine.native.weights import (
+    LARGE_PAGE_BYTES,
+    Arena,
+    interleave,
+    pack,
+    packed_size_bytes,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -39,3 +49,27 @@ def test_an_arena_hands_out_aligned_zeroed_memory_that_does_not_overlap():
         assert not part.any()
         part.fill_(index)
     assert [part.tolist() for part in parts] == [[i] * size for i, size in enumerate(sizes)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs a system with large pages")
+@pytest.mark.parametrize("size_bytes", [LARGE_PAGE_BYTES - 1, 2 * LARGE_PAGE_BYTES + 5])
+def test_an_arena_that_fills_large_pages_may_have_them(size_bytes):
+    part = Arena(size_bytes).take(size_bytes)
+    assert part.data_ptr() % LARGE_PAGE_BYTES == 0
+    permissions, flags = _mapping(part.data_ptr())
+    assert permissions == "rw-p"
+    assert ("hg" in flags) == (size_bytes >= LARGE_PAGE_BYTES)
+
+
+def _mapping(address):
+    """Permissions and flags of the mapping that an address lies in."""
+    permissions, within = "", False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            first, end = (int(bound, 16) for bound in name.split("-"))
+            within, permissions = first <= address < end, values[0]
+        elif within and name == "VmFlags:":
+            return permissions, values
+    raise AssertionError("no such mapping")
