@@ -128,9 +128,11 @@ def _section(section: Section) -> str:
 
 
 def _own(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    """Fields that the class has itself, or has otherwise than every service."""
+    """Fields that every service has not, or has otherwise: the class's own before its bases'."""
     inherited = {} if kind is ServiceSettings else ServiceSettings.model_fields
-    for name, field in kind.model_fields.items():
+    own = vars(kind)["__annotations__"]
+    for name in sorted(kind.model_fields, key=lambda name: name not in own):
+        field = kind.model_fields[name]
         if name not in inherited or field.default != inherited[name].default:
             yield name, field
 
