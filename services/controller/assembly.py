@@ -89,7 +89,7 @@ class AssembledController:
             phases=settings.planned_phases,
         )
         kv = KvSources(
-            settings.handover,
+            settings.hands_over_by,
             settings.handover_keep_s,
             clock,
             lambda formation_id: self._runtime.cluster.view.members(formation_id),

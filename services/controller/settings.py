@@ -396,7 +396,7 @@ class ControllerSettings(TimingSettings, RetentionSettings):
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s + self.supply.longest_launch_s,
-            ahead_s=0.0 if self.handover == "replay" else self.handover_ahead_s,
+            ahead_s=0.0 if self.hands_over_by == "replay" else self.handover_ahead_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,
@@ -428,6 +428,11 @@ class ControllerSettings(TimingSettings, RetentionSettings):
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
         )
+
+    @property
+    def hands_over_by(self) -> Handover:
+        """Where generations begin anew at each head, nothing that was computed goes with them."""
+        return self.handover if self.capabilities.migration else "replay"
 
     @property
     def limits(self) -> ServiceLimits:

@@ -58,7 +58,8 @@ def of_answer(answer: Answer, token_of: TokenOf) -> str:
     rules = _Rules(token_of)
     bodies = ["@form"] if answer.form else []
     if answer.calls is not None and answer.use is not None:
-        calls = rules.calls(answer.calls, answer.use, alone=not answer.form)
+        behind = answer.thinking is not Thinking.NONE
+        calls = rules.calls(answer.calls, answer.use, alone=not answer.form, behind=behind)
         required = answer.use.choice is ToolChoice.REQUIRED
         bodies = [calls] if required else [calls, *bodies]
     body = " | ".join(bodies)
@@ -87,12 +88,13 @@ class _Rules:
         whole = r"thought /\n*/"
         return whole if thinking is Thinking.BEGUN else f"({self._tag(THINK)} {whole})?"
 
-    def calls(self, form: CallForm, use: ToolUse, *, alone: bool) -> str:
-        """Calls or, where none has to be made and they stand `alone`, text with calls in it."""
+    def calls(self, form: CallForm, use: ToolUse, *, alone: bool, behind: bool) -> str:
+        """Calls or, where none has to be made and they stand `alone`, text with calls in it; they
+        may come `behind` thoughts."""
         tag = _OPENING[form]
         auto = alone and use.choice is ToolChoice.AUTO
         within_text = auto and bool(tag) and self._token_of(tag) is None
-        self._call(form, use, "head" if within_text else self._tag(tag))
+        self._call(form, use, "head" if within_text else self._tag(tag), behind=behind)
         repeats = form in _TAGGED_EACH and not use.most_is_one
         if not auto:
             between = r'"\n" ' if form is CallForm.HERMES else ""
@@ -107,27 +109,29 @@ class _Rules:
             return "call* TEXT" if repeats else "call | TEXT"
         return "TEXT (call TEXT)*" if repeats else "TEXT call?"
 
-    def _call(self, form: CallForm, use: ToolUse, opening: str) -> None:
+    def _call(self, form: CallForm, use: ToolUse, opening: str, *, behind: bool) -> None:
         """One call, or as many as its form has behind one tag."""
         if form is CallForm.MISTRAL_ARGS:
             args = self._tag(ARGS)
             each = (f"{json.dumps(t.name)} {args} {self._arguments(t)}" for t in use.callable)
             self.lines.append(f"call: {opening} ({' | '.join(each)})")
             return
-        self.lines.append(f"object: {' | '.join(self._object(form, t) for t in use.callable)}")
+        arguments = [(tool, self._arguments(tool)) for tool in use.callable]
+        objects = (f'{json.dumps(_lead(form, tool))} {name} "}}"' for tool, name in arguments)
+        self.lines.append(f"object: {' | '.join(objects)}")
         if form is CallForm.HERMES:
             end = self._tag(TOOL_CALL_END)
             self.lines.append(rf'call: {opening} "\n" object "\n" {end}')
             return
+        first = "object"
+        if form is CallForm.LLAMA and behind:  # else line breaks in front of it begin a text
+            leads = (rf"/\n*{_escaped(_lead(form, tool))}/ {name}" for tool, name in arguments)
+            self.lines.append(f'first: ({" | ".join(leads)}) "}}"')
+            first = "first"
         sign = "; " if form is CallForm.LLAMA else ", "
-        several = "object" if use.most_is_one else f'object ("{sign}" object)*'
+        several = first if use.most_is_one else f'{first} ("{sign}" object)*'
         listed = several if form is CallForm.LLAMA else f'{opening} "[" {several} "]"'
         self.lines.append(f"call: {listed}")
-
-    def _object(self, form: CallForm, tool: Tool) -> str:
-        arguments = "parameters" if form is CallForm.LLAMA else "arguments"
-        lead = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{arguments}": ')
-        return f'{lead} {self._arguments(tool)} "}}"'
 
     def _arguments(self, tool: Tool) -> str:
         name = f"arguments{sum(line.startswith('arguments') for line in self.lines)}"
@@ -139,5 +143,11 @@ class _Rules:
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
 
+def _lead(form: CallForm, tool: Tool) -> str:
+    """What a call begins with, up to its arguments."""
+    arguments = "parameters" if form is CallForm.LLAMA else "arguments"
+    return f'{{"name": {json.dumps(tool.name)}, "{arguments}": '
+
+
 def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "[]|/" else c for c in text)
+    return "".join(f"\\{c}" if c in "[]{}().*+?^$|/\\" else c for c in text)

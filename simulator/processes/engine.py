@@ -27,6 +27,7 @@ from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving, lead_of
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
+from services.engine.core.given_up import GivenUp
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
@@ -62,7 +63,7 @@ class Place:
     free_s: float = 0.0
     """When the first stage takes the next step."""
     probing: bool = False
-    given_up: set[int] = field(default_factory=set)
+    given_up: GivenUp = field(default_factory=GivenUp)
     """Of what stages were asked to do to blocks."""
 
 

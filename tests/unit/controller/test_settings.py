@@ -12,6 +12,7 @@ from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.model_facts import ModelFacts
+from services.controller.kv_sources import Handover
 from services.controller.providers.pacing import FOR_STEPS
 from services.controller.settings import ControllerSettings
 
@@ -235,3 +236,21 @@ def test_phases_are_of_pipelines_that_there_are_and_need_generations_that_move()
     ):
         with pytest.raises(ValidationError, match=why):
             ControllerSettings(**{"phases": "prefill,decode", **given})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "handover", "by"),
+    [
+        ("full", "auto", "auto"),
+        ("spotserve", "kv", "kv"),
+        ("full", "replay", "replay"),
+        ("none", "auto", "replay"),
+        ("concurrent-init", "kv", "replay"),
+    ],
+)
+def test_what_was_computed_goes_along_only_with_what_goes_on(
+    strategy: str, handover: Handover, by: str
+) -> None:
+    found = ControllerSettings(strategy=strategy, handover=handover)
+    assert found.hands_over_by == by
+    assert (found.cluster(FACTS).ahead_s > 0) is (by != "replay")

@@ -190,6 +190,27 @@ def test_only_what_is_behind_the_thoughts_is_constrained(model: Model, form: str
     assert not model.takes(may, "<think>so </think>other")
 
 
+@pytest.mark.parametrize("thinking", [Thinking.NONE, Thinking.MAY])
+@pytest.mark.parametrize("choice", ToolChoice)
+@pytest.mark.parametrize("form", CallForm)
+def test_behind_every_cut_of_thoughts_and_calls_the_same_may_follow(
+    model: Model, form: CallForm, choice: ToolChoice, thinking: Thinking
+) -> None:
+    """A head that goes on is given the ids so far, wherever in a thought, tag or call they end."""
+    text = model.of(Answer(thinking, form, use(choice)))
+    thought = "<think>\nso\n</think>\n\n" if thinking is Thinking.MAY else ""
+    said = f"{thought}{TWO[form]}"
+    ids = model.encoder.encode(said, add_special_tokens=False).ids
+    live, flat = model.grammars.begin(text), np.zeros(model.size, np.float32)
+    for cut, token_id in enumerate(ids):
+        resumed = model.grammars.begin(text)
+        resumed.take(ids[:cut])
+        may = live.allowed(flat)
+        assert np.isfinite(may[token_id])
+        assert np.array_equal(may, resumed.allowed(flat))
+        live.take([token_id])
+
+
 @pytest.mark.parametrize("choice", ToolChoice)
 def test_thoughts_come_before_calls(model: Model, choice: ToolChoice) -> None:
     text = model.of(Answer(Thinking.MAY, CallForm.HERMES, use(choice)))
