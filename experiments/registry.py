@@ -10,6 +10,7 @@ from experiments import (
     handover,
     placement,
     scale,
+    shifts,
     spot_tolerance,
     spotserve,
     starts,
@@ -25,5 +26,6 @@ EXPERIMENTS = (
     spotserve.EXPERIMENT,
     cost.EXPERIMENT,
     equal_budget.EXPERIMENT,
+    shifts.EXPERIMENT,
     scale.EXPERIMENT,
 )

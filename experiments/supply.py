@@ -51,9 +51,25 @@ def of_counts(path: Path, *, first: int = 1) -> tuple[Change, ...]:
     it begins when there are `first`."""
     with path.open(newline="") as file:
         told = [Change(float(at_s), int(count)) for at_s, count in csv.reader(file)]
-    began = next(n for n, one in enumerate(told) if one.count >= first)
-    since_s = told[began].at_s
-    return settled(Change(one.at_s - since_s, one.count) for one in told[began:])
+    return since(told, first)
+
+
+def of_instances(path: Path, *, first: int = 1) -> tuple[Change, ...]:
+    """The whole of SpotServe's trace: a time in ms, whether an instance came or went, and which; it
+    begins when there are `first`."""
+    changes, count = list[Change](), 0
+    with path.open(newline="") as file:
+        for at_ms, what, _ in csv.reader(file):
+            count += {"add": 1, "remove": -1}[what]
+            changes.append(Change(float(at_ms) / 1000, count))
+    return since(changes, first)
+
+
+def since(changes: Sequence[Change], first: int) -> tuple[Change, ...]:
+    """Times from when there are so many."""
+    began = next(n for n, one in enumerate(changes) if one.count >= first)
+    since_s = changes[began].at_s
+    return settled(Change(one.at_s - since_s, one.count) for one in changes[began:])
 
 
 def settled(changes: Iterable[Change]) -> tuple[Change, ...]:

@@ -250,9 +250,10 @@ class Planning:
                 else:
                     flows = [(flow.prefill, flow.decode, flow.rate_rps) for flow in reply.flows]
                     one = handing_on(one, flows)
-                    whole = reply.pipeline_estimates[0]
-                    tokens = whole.throughput_tokens_per_s / whole.throughput_rps
-                    one = weighed_by_flows(one, tokens)
+                    carried = [each for each in reply.pipeline_estimates if each.throughput_rps > 0]
+                    if carried:  # else who reads prompts keeps the weight that its plan has
+                        tokens = carried[0].throughput_tokens_per_s / carried[0].throughput_rps
+                        one = weighed_by_flows(one, tokens)
             deployments.append(one)
         return replace(plan, deployments=tuple(deployments))
 

@@ -54,13 +54,15 @@ class FlowFront(Process):
 
     @property
     def counts(self) -> Counts:
-        """In whole requests."""
+        """In whole requests, rounded so that no more are over than came."""
         flow = self._flow
-        finished, refused = round(flow.finished), round(flow.refused)
+        arrived = round(flow.arrived)
+        over = min(arrived, round(flow.finished + flow.refused))
+        finished = min(over, round(flow.finished))
         return Counts(
-            arrived=round(flow.arrived),
+            arrived=arrived,
             finished=finished,
-            refused=refused,
+            refused=over - finished,
             moves=round(flow.moves),
             lost=round(flow.lost),
         )

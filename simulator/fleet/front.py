@@ -8,7 +8,7 @@ was computed of its prompt goes with it.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -89,16 +89,16 @@ class FleetFront(Process):
         self._model, self._migration = model, migration
         self._requests, self._next = requests, 0
         self._concurrency, self._tolerant = concurrency, tolerant
-        self._coming: dict[str, list[Generation]] = defaultdict(list)
-        """By formation, those that are on their way to its head."""
+        self._coming: dict[str, list[Generation]] = {}
+        """By formation, those that are on their way to its head; none without one."""
         self._balancer = Balancer()
         self._admission = Admission(places)
         self._reported = _Reported()
         self._routes: tuple[Route, ...] = ()
         self._heads = heads
         self._onward = HandedOn()
-        self._link_free_s: dict[str, float] = defaultdict(float)
-        """By formation, when all that is on its way there will have come."""
+        self._link_free_s: dict[str, float] = {}
+        """By formation that may take more, when all that is on its way there will have come."""
 
     # Arrivals
 
@@ -159,6 +159,9 @@ class FleetFront(Process):
     def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
         self._routes = routes
+        if self._link_free_s:
+            there = {head.route.formation_id for head in self._heads()}
+            self._link_free_s = {k: v for k, v in self._link_free_s.items() if k in there}
         self._balancer.update(routes, handing_over)
         self._release()
 
@@ -193,7 +196,7 @@ class FleetFront(Process):
                 route
                 for route in able
                 if (batch := heads[route.formation_id].batch) is not None
-                and batch.has_place(sequence, self._coming[route.formation_id])
+                and batch.has_place(sequence, self._coming.get(route.formation_id, ()))
             ]
         route = self._picked(sequence, able) if able else None
         if route is None:
@@ -204,7 +207,7 @@ class FleetFront(Process):
             self._onward.count(sequence.began_at, formation_id, 1)
         self._balancer.began(formation_id)
         self.pending.at[sequence] = formation_id
-        self._coming[formation_id].append(sequence)
+        self._coming.setdefault(formation_id, []).append(sequence)
         head = heads[formation_id]
         after_s = self.network.latency_s() + self._travels_s(sequence, head, formation_id)
         self.clock.after(after_s, self._arrives, head, formation_id, sequence)
@@ -245,12 +248,15 @@ class FleetFront(Process):
             return 0.0
         now_s, rate = self.clock.now_s, min(head.kv_positions_per_s, sequence.sent_at)
         last = min(sequence.came, head.times.profile.token_budget if head.times else 0)
-        all_s = self._link_free_s[formation_id] + sequence.came / rate
+        all_s = self._link_free_s.get(formation_id, 0.0) + sequence.came / rate
         self._link_free_s[formation_id] = there_s = max(now_s + last / rate, all_s)
         return there_s - now_s
 
     def _arrives(self, head: FleetNode, formation_id: str, sequence: Generation) -> None:
-        self._coming[formation_id].remove(sequence)
+        coming = self._coming[formation_id]
+        coming.remove(sequence)
+        if not coming:
+            del self._coming[formation_id]
         head.generate(formation_id, sequence)
 
     def _head(self, route: Route) -> FleetNode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from services.common.errors import InvalidArgument
 from services.common.phases import PipelinePhase
@@ -68,6 +69,12 @@ class PlacedPipeline:
 
     stages: tuple[PlacedStage, ...]
     phase: PipelinePhase = PipelinePhase.BOTH
+
+    @cached_property
+    def alike(self) -> tuple[tuple[tuple[NodeClass, int, int, int], ...], PipelinePhase]:
+        """What pipelines have in common that differ in their nodes alone."""
+        stages = ((stage.node.kind, stage.start, stage.end, stage.tp) for stage in self.stages)
+        return tuple(stages), self.phase
 
     @property
     def cost_per_hour(self) -> float:

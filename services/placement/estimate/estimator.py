@@ -158,8 +158,7 @@ def check_pipeline(costs: Costs, pipeline: PlacedPipeline) -> None:
     """Every layer once and in order, nodes once, TP possible; InvalidArgument says what is not."""
     if not pipeline.stages:
         raise InvalidArgument("a pipeline needs at least one stage", field="stages")
-    if len(set(pipeline.node_ids)) != len(pipeline.stages):
-        raise InvalidArgument("a node is used twice", field="stages")
+    check_nodes_once(pipeline)
     check_layers(costs, pipeline)
     for index, stage in enumerate(pipeline.stages):
         kind = stage.node.kind
@@ -169,6 +168,12 @@ def check_pipeline(costs: Costs, pipeline: PlacedPipeline) -> None:
                 f"and {costs.model.heads} heads with {costs.model.kv_heads} KV heads",
                 field="tp_degree",
             )
+
+
+def check_nodes_once(pipeline: PlacedPipeline) -> None:
+    """InvalidArgument where one has two stages."""
+    if len(set(pipeline.node_ids)) != len(pipeline.stages):
+        raise InvalidArgument("a node is used twice", field="stages")
 
 
 def check_backends(costs: Costs, pipeline: PlacedPipeline) -> None:
@@ -220,11 +225,12 @@ def estimate_pipeline(
 ) -> PipelineEstimate:
     """The estimate, computed once for pipelines that are alike; FailedPrecondition names the stage
     that lacks memory, and how much, or the backends that cannot serve it together."""
-    check_pipeline(costs, pipeline)
-    check_backends(costs, pipeline)
-    alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
-    key = (alike, pipeline.phase, arrival_rate_rps)
-    if key not in costs.estimates:
+    key = (pipeline.alike, arrival_rate_rps)
+    if key in costs.estimates:
+        check_nodes_once(pipeline)
+    else:
+        check_pipeline(costs, pipeline)
+        check_backends(costs, pipeline)
         costs.estimates[key] = _estimated(costs, pipeline, arrival_rate_rps)
     found: PipelineEstimate = costs.estimates[key]
     return found
@@ -325,14 +331,21 @@ def _stage_estimate(
 def estimate_plan(
     costs: Costs, pipelines: Sequence[PlacedPipeline]
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
-    """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
+    """All pipelines at the workload's arrival rate, shared in proportion to throughput; between
+    phases, to what the link has time for."""
     idle = [estimate_pipeline(costs, pipeline) for pipeline in pipelines]
     split = any(pipeline.phase is not PipelinePhase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
     if split:
         total = transport.carried_rps(costs, pipelines, [e.throughput_rps for e in idle])
     rate = costs.workload.arrival_rate_rps
-    shares = _shares(pipelines, [e.throughput_rps for e in idle], total)
+    able = [
+        e.throughput_rps
+        if pipeline.phase is PipelinePhase.BOTH
+        else min(e.throughput_rps, transport.kv_rate(costs, pipeline))
+        for e, pipeline in zip(idle, pipelines, strict=True)
+    ]
+    shares = _shares(pipelines, able, total)
     each = (
         [
             estimate_pipeline(costs, pipeline, rate * share)

@@ -42,9 +42,10 @@ def at_rate(
     phase: PipelinePhase = PipelinePhase.BOTH,
     link_s: float = 0.0,
 ) -> Load:
-    """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times. To a
-    pipeline that decodes each request's KV cache comes over a link that it keeps busy for `link_s`:
-    it follows its prompt, so what is waited for is those before it (M/D/1)."""
+    """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times. Between
+    phases each request's KV cache keeps the pipeline's link busy for `link_s`: it follows its
+    prompt, so who decodes waits for those before it (M/D/1), and no link takes more than it has
+    time for."""
     alone = times_of(1.0)
     reads, decodes = phase is not PipelinePhase.DECODE, phase is not PipelinePhase.PREFILL
     prefill_alone, stages = sum(alone.prefill_s) if reads else 0.0, len(alone.prefill_s)
@@ -52,7 +53,8 @@ def at_rate(
         tpot = sum(alone.decode_s) if decodes else 0.0
         return Load(prefill_alone, tpot, prefill_alone + output_tokens * tpot)
     utilisation = rate_rps / throughput_rps
-    if utilisation >= 1:
+    link = rate_rps * link_s if phase is not PipelinePhase.BOTH else 0.0
+    if utilisation >= 1 or link >= 1:
         return Load(math.inf, math.inf, math.inf)
     busy = min(rate_rps * max(alone.prefill_s), 0.999) if reads else 0.0
     prefill_wait = busy * max(alone.prefill_s) / (2 * (1 - busy))
@@ -70,9 +72,6 @@ def at_rate(
     service = prefill_alone / (1 - busy) + output_tokens * tpot
     slot_wait = utilisation ** math.sqrt(2 * (batch + 1)) / (batch * (1 - utilisation)) * service
     if not reads:
-        link = rate_rps * link_s
-        if link >= 1:
-            return Load(math.inf, math.inf, math.inf)
         tpot += link * link_s / (2 * (1 - link)) / output_tokens
     first = prefill_wait + slot_wait + prefill_alone / (1 - busy)
     return Load(first if reads else 0.0, tpot, first + output_tokens * tpot)

@@ -91,21 +91,11 @@ def _replanned(problem: Problem, change: Change, search: Planner, budget: Search
         most = best_nodes(problem, problem.nodes, change.nodes_max, used=frozenset())
         found = search(replace(problem, nodes=most), budget).pipelines
         return assess(problem, change, left, found, ALL)
-    kind = problem.objective.kind
     ranked = sorted(affordable, key=lambda plan: _rank(problem, change, plan), reverse=True)
     best = ranked[0]
     stay = next((plan for plan in affordable if plan.name == STAY), None)
-    if stay is not None and best is not stay:
-        more = gain(kind, best.outlook, stay.outlook)
-        if short_of(change, best.pipelines) < short_of(change, stay.pipelines):
-            best = replace(best, gain=more, reasons=(*best.reasons, _grown(change, stay, best)))
-        elif not _meets(problem, stay) and _meets(problem, best):
-            best = replace(best, gain=more)
-        elif more <= change.hysteresis:
-            reason = "no change gains enough over the horizon"
-            best = replace(stay, reasons=(reason,))
-        else:
-            best = replace(best, gain=more)
+    if stay is not None:
+        best = _chosen(problem, change, ranked, stay)
     others = [plan for plan in ranked if plan.name != best.name]
     return replace(
         best,
@@ -131,9 +121,39 @@ def short_of(change: Change, pipelines: Sequence[PlacedPipeline]) -> int:
     return max(0, change.nodes_min - node_count(pipelines))
 
 
-def _rank(problem: Problem, change: Change, plan: NextPlan) -> tuple[int, bool, float]:
-    worth = plan.outlook.worth(problem.objective.kind)
-    return -short_of(change, plan.pipelines), _meets(problem, plan), worth
+def _chosen(
+    problem: Problem, change: Change, ranked: Sequence[NextPlan], stay: NextPlan
+) -> NextPlan:
+    """Of plans, the best first, the first where it is worth its move; else what is left stays."""
+    kind, best = problem.objective.kind, ranked[0]
+    if short_of(change, best.pipelines) < short_of(change, stay.pipelines):
+        more = gain(kind, best.outlook, stay.outlook)
+        return replace(best, gain=more, reasons=(*best.reasons, _grown(change, stay, best)))
+    if not _meets(problem, stay) and _meets(problem, best):
+        return replace(best, gain=gain(kind, best.outlook, stay.outlook))
+    if not _meets(problem, best):  # what arrives is more than can be had, or later than asked for
+        more = gain(ObjectiveKind.THROUGHPUT, best.outlook, stay.outlook)
+        if more > change.hysteresis:
+            return replace(best, gain=more)
+        enough = stay.outlook.requests * (1 - change.hysteresis)
+        best = max(
+            (plan for plan in ranked if plan.outlook.requests >= enough),
+            key=lambda plan: plan.outlook.worth(kind),
+        )
+    if best is stay:
+        return stay
+    more = gain(kind, best.outlook, stay.outlook)
+    if more <= change.hysteresis:
+        return replace(stay, reasons=("no change gains enough over the horizon",))
+    return replace(best, gain=more)
+
+
+def _rank(problem: Problem, change: Change, plan: NextPlan) -> tuple[int, bool, float, float]:
+    """Of those that do not carry what arrives, or are late, the one that answers more comes first:
+    a dollar less is worth nothing there."""
+    meets, worth = _meets(problem, plan), plan.outlook.worth(problem.objective.kind)
+    answered = 0.0 if meets else plan.outlook.requests
+    return -short_of(change, plan.pipelines), meets, answered, worth
 
 
 def _grown(change: Change, stay: NextPlan, plan: NextPlan) -> str:

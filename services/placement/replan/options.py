@@ -15,7 +15,7 @@ from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 
 MOST_PARTS = 64
-"""Pipelines that are each asked whether the plan is better without them."""
+"""Kinds of pipelines of each of which is asked whether the plan is better without one."""
 STAY = "what is left of the running plan"
 ALL = "a plan of all nodes"
 OTHER_PHASES = ("it in the phases that suit the targets", "it in the phases that carry most")
@@ -144,14 +144,17 @@ def forbidden(
 def _without_each(
     problem: Problem, change: Change, left: tuple[PlacedPipeline, ...]
 ) -> list[Option]:
-    """What is left without one of its pipelines, and without as many as the budget and the most
-    nodes demand."""
+    """What is left without one of its pipelines, of those that are alike the first, and without as
+    many as the budget and the most nodes demand."""
     if cost_per_hour(left) <= 0 and _keeps(problem, change, left):
         return []
     shares = [rate_of(problem, (p,)).throughput_rps / max(p.cost_per_hour, 1e-12) for p in left]
     worst_first = sorted(range(len(left)), key=shares.__getitem__)
+    first_of: dict[object, int] = {}
+    for index in worst_first:
+        first_of.setdefault(left[index].alike, index)
     options = []
-    for index in worst_first[:MOST_PARTS]:
+    for index in list(first_of.values())[:MOST_PARTS]:
         rest = left[:index] + left[index + 1 :]
         options.append((f"it without pipeline {index + 1}", rest))
     rest = left

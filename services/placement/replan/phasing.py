@@ -96,7 +96,7 @@ class _Search:
         """One pipeline has another phase; of those that are alike, the first."""
         found: dict[tuple[object, ...], Phases] = {}
         for place, (pipeline, phase) in enumerate(zip(self.pipelines, phases, strict=True)):
-            alike = tuple((s.node.kind, s.start, s.end, s.tp) for s in pipeline.stages)
+            alike, _ = pipeline.alike
             for other in PipelinePhase:
                 if other is not phase:
                     flipped = (*phases[:place], other, *phases[place + 1 :])

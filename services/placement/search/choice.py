@@ -20,14 +20,17 @@ SOLVE_S = 3.0
 Choose = Callable[[Array], Ints]
 
 
-def chooser(ground: SearchField, members: Sequence[Members], budget: SearchBudget) -> Choose:
-    """From what each candidate carries to how often each is used."""
+def chooser(
+    ground: SearchField, members: Sequence[Members], budget: SearchBudget, room: float = 1.0
+) -> Choose:
+    """From what each candidate carries to how often each is used. Where cost counts, what is to be
+    carried is so many times what arrives (`room`): requests are late where everything is busy."""
     objective = ground.problem.objective
     usage, counts = ground.usage(members), ground.counts
     prices = np.array([kind.price_per_hour for kind in ground.stock.kinds])
     cost = usage @ prices
     limits = _limits(ground, usage, prices, cost)
-    rate = ground.problem.costs.workload.arrival_rate_rps
+    rate = room * ground.problem.costs.workload.arrival_rate_rps
 
     def seconds() -> float:
         return min(SOLVE_S, budget.remaining_s())

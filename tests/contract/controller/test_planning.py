@@ -6,8 +6,11 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from shuntserve.placement.v1 import placement_pb2
 from typer.testing import CliRunner
 
 from services.common.errors import FailedPrecondition
@@ -419,6 +422,29 @@ async def test_pipelines_have_the_phases_of_the_settings_and_placements_proporti
     least, most = sorted(onward.values())
     assert 0 < most <= 1.05 * least
     assert not any(pipeline.onward for pipeline in rest)
+
+
+async def test_where_placement_estimates_no_rate_who_reads_prompts_keeps_its_weight(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = await first(planning)
+    (whole,) = plan.deployments
+    phases = (PipelinePhase.PREFILL, PipelinePhase.DECODE)
+    pair = tuple(
+        replace(one, pipeline_id=phase.value, phase=phase)
+        for one, phase in zip(whole.pipelines, phases, strict=True)
+    )
+    split = replace(plan, deployments=(replace(whole, pipelines=pair),))
+
+    async def estimate(request: Any, **_: float) -> placement_pb2.EstimateResponse:
+        nothing = [placement_pb2.PipelineEstimate() for _ in pair]
+        flow = placement_pb2.Flow(prefill=0, decode=1, rate_rps=2.0)
+        return placement_pb2.EstimateResponse(pipeline_estimates=nothing, flows=[flow])
+
+    monkeypatch.setattr(planning, "_stub", SimpleNamespace(Estimate=estimate))
+    (made,) = (await planning._in_proportion(split, [GOAL])).deployments
+    assert made.pipelines[0].onward == (("decode", 2.0),)
+    assert made.pipelines[0].weight_tokens_per_s == pair[0].weight_tokens_per_s
 
 
 async def test_phases_alone_follow_the_workload_where_weights_stay(planning: Planning) -> None:

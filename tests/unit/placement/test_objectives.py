@@ -16,7 +16,7 @@ from services.placement.search.planners import shuntserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from services.placement.search.registry import NAMES, planner
 from services.placement.search.risk import down_shares, goodput_rps, outages
-from services.placement.search.score import score
+from services.placement.search.score import score, violation
 
 
 def nodes_in(pools: dict[str, float], count: int, spot: bool = True) -> tuple[CandidateNode, ...]:
@@ -63,6 +63,20 @@ def test_a_rate_is_carried_at_the_least_cost(make_costs, paper_cluster):
     _, most = planned(Problem(make_costs(), paper_cluster))
     assert total.throughput_rps >= 3.0
     assert total.cost_per_hour < most.cost_per_hour
+
+
+def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_costs):
+    """Where all of them are busy, requests wait: a plan has as much room as that takes."""
+    nodes = nodes_in({"pool": 0.0}, 8)
+    costs = make_costs("llama-3.1-8b", "measured")
+    _, one = planned(Problem(costs, nodes[:1]))
+    costs = costs.at_rate(1.9 * one.throughput_rps)
+    objective = Objective(ObjectiveKind.THROUGHPUT_PER_COST)
+    _, busy = planned(Problem(costs, nodes, objective))
+    timed = Problem(costs, nodes, replace(objective, tpot_target_s=0.6 * busy.load.tpot_s))
+    found, roomy = planned(timed)
+    assert violation(timed, found) == ("", None)
+    assert busy.cost_per_hour < roomy.cost_per_hour < 3 * busy.cost_per_hour
 
 
 def test_the_on_demand_share_is_kept(make_costs):

@@ -49,6 +49,8 @@ LARGE = Effort(400, 2000)
 PRICE_ROUNDS = 2
 ROUNDS = 40
 DROPS = 20
+ROOMS = (1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
+"""Times what arrives that a plan carries for the sake of latency targets."""
 
 
 @dataclass
@@ -114,9 +116,11 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) ->
         chosen = _best_solved(ground, state, choose)
         if not chosen:
             break
-        pipelines = ground.build([candidate for _, candidate in chosen])
-        reason, culprit = violation(problem, pipelines)
-        if culprit is None:
+        reason, culprit = violation(problem, _built(ground, chosen))
+        if culprit is not None:
+            chosen = _with_room(ground, state, budget) or chosen
+        if culprit is None or not violation(problem, _built(ground, chosen))[0]:
+            pipelines = _built(ground, chosen)
             reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
             used = sorted({index for index, _ in chosen})
             others = _runners_up(ground, state, choose, used, budget)
@@ -127,6 +131,36 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) ->
     if reason:
         raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
     return []
+
+
+def _with_room(
+    ground: SearchField, state: State, budget: SearchBudget
+) -> list[tuple[int, Candidate]]:
+    """Of the plans for more than what arrives the cheapest that keeps the targets; none where no
+    room helps, or what arrives need not be carried at the least cost."""
+    problem = ground.problem
+    kind, arriving = problem.objective.kind, problem.costs.workload.arrival_rate_rps
+    if kind is not ObjectiveKind.THROUGHPUT_PER_COST or not arriving:
+        return []
+    before: list[tuple[int, Candidate]] = []
+    for room in ROOMS:
+        if budget.expired():
+            break
+        choose = chooser(ground, state.members, budget, room)
+        _settle(ground, state, choose, budget)
+        chosen = _best_solved(ground, state, choose)
+        if chosen == before:
+            continue
+        if chosen and not violation(problem, _built(ground, chosen))[0]:
+            return chosen
+        before = chosen
+    return []
+
+
+def _built(
+    ground: SearchField, chosen: Sequence[tuple[int, Candidate]]
+) -> tuple[PlacedPipeline, ...]:
+    return ground.build([candidate for _, candidate in chosen])
 
 
 def _pool(ground: SearchField, budget: SearchBudget, effort: Effort) -> Pool:

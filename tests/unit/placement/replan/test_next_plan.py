@@ -277,3 +277,42 @@ def test_a_plan_of_one_choice_is_left_whole_or_made_anew(make_costs):
         free = replan(left, Change(two, {}), spotserve.plan, Unlimited())
         others = {free.name, *(one.plan for one in free.alternatives)} - {STAY, ALL}
         assert others, "otherwise the free nodes are used beside what is left"
+
+
+def asked_for(make_costs, rate_rps: float, count: int, **targets: float) -> Problem:
+    """So many nodes of one kind and price, of which the first has the only pipeline."""
+    costs = make_costs("llama-3.1-8b", workload=Workload(arrival_rate_rps=rate_rps))
+    nodes = tuple(node(f"n-{number}", 0.5) for number in range(count))
+    return Problem(costs, nodes, Objective(ObjectiveKind.THROUGHPUT_PER_COST, **targets))
+
+
+def one_rps(make_costs) -> float:
+    """Of one of those nodes."""
+    problem = asked_for(make_costs, 0.0, 1)
+    return estimate_pipeline(problem.costs, on(*problem.nodes)).throughput_rps
+
+
+@pytest.mark.parametrize("improve", [False, True])
+def test_where_nothing_carries_what_arrives_as_much_as_can_be_is_carried(make_costs, improve):
+    """A request for a dollar is as dear on one node as on four; three of four would be lost."""
+    problem = asked_for(make_costs, 100 * one_rps(make_costs), 4)
+    change = Change((on(problem.nodes[0]),), {}, horizon_s=1e4, improve=improve)
+    found = replan(problem, change, shuntserve.plan, Unlimited())
+    assert nodes_of(found) == 4
+    assert found.gain > 1
+    short = replace(change, horizon_s=1.0, load_bytes_per_s=1e6)
+    assert not replan(problem, short, shuntserve.plan, Unlimited()).change, "it pays for no move"
+
+
+def test_of_plans_that_are_late_whatever_is_done_the_cheapest_that_carries_all_is_made(make_costs):
+    rate = 1.5 * one_rps(make_costs)
+    problem = asked_for(make_costs, rate, 4, tpot_target_s=1e-6)
+    found = replan(problem, Change((), {}), shuntserve.plan, Unlimited())
+    assert nodes_of(found) == 2
+    kept = Change(found.pipelines, {}, horizon_s=1e4, improve=True)
+    assert not replan(problem, kept, shuntserve.plan, Unlimited()).change
+    dear = [node(f"dear-{number}", 2.0) for number in range(2)]
+    moved = Change(tuple(map(on, dear)), {}, horizon_s=1e5, improve=True)
+    both = replace(problem, nodes=(*problem.nodes, *dear))
+    cheaper = replan(both, moved, shuntserve.plan, Unlimited())
+    assert {name[:2] for p in cheaper.pipelines for name in p.node_ids} == {"n-"}

@@ -143,6 +143,53 @@ def test_one_phase_alone_keeps_no_target(make_costs: MakeCosts) -> None:
     assert not found.change
 
 
+def test_a_full_link_of_who_reads_prompts_is_a_target_missed_without_bound(
+    make_costs: MakeCosts,
+) -> None:
+    """A g6e.xlarge reads long prompts faster than its network moves them."""
+    reads, decodes = (
+        replace(alone(number, name), phase=phase)
+        for number, (name, phase) in enumerate((("g6e.xlarge", PREFILL), ("g6e.12xlarge", DECODE)))
+    )
+    workload = Workload(4000, 10)
+    idle = problem_of(make_costs, workload)
+    link_rps = kv_rate(idle.costs, reads)
+    pipelines = (reads, decodes)
+    assert link_rps < estimate_pipeline(idle.costs, reads).throughput_rps
+    problem = problem_of(
+        make_costs, replace(workload, arrival_rate_rps=link_rps), Objective(ttft_target_s=1e6)
+    )
+    miss, told, _ = worst_miss(problem, pipelines)
+    assert (miss, told) == (math.inf, "the arrival rate is past saturation")
+    below = replace(workload, arrival_rate_rps=0.9 * link_rps)
+    kept = problem_of(make_costs, below, Objective(ttft_target_s=1e6))
+    assert worst_miss(kept, pipelines)[0] == 1
+
+
+def test_who_reads_prompts_has_no_more_of_them_than_its_link_has_time_for(
+    make_costs: MakeCosts,
+) -> None:
+    """By what they read alone, the one with the slower network would be past saturation."""
+    fast, slow, decodes, more = (
+        replace(alone(number, name), phase=phase)
+        for number, (name, phase) in enumerate(
+            (
+                ("g6e.12xlarge", PREFILL),
+                ("g6e.xlarge", PREFILL),
+                ("g6e.12xlarge", DECODE),
+                ("g6e.12xlarge", DECODE),
+            )
+        )
+    )
+    workload, pipelines = Workload(4000, 10), (fast, slow, decodes, more)
+    idle = problem_of(make_costs, workload)
+    carried = rate_of(idle, pipelines).throughput_rps
+    costs = problem_of(make_costs, replace(workload, arrival_rate_rps=0.8 * carried)).costs
+    total, each = estimate_plan(costs, pipelines)
+    assert math.isfinite(total.load.ttft_s)
+    assert all(math.isfinite(one.load.end_to_end_s) for one in each)
+
+
 class Over:
     """No time at all."""
 

@@ -164,6 +164,20 @@ def test_the_same_flow_gives_the_same_bytes_and_its_books_are_checked(write: Wri
         run.outcome()
 
 
+@pytest.mark.parametrize(("arrived", "finished", "refused"), [(10.4, 9.5, 0.9), (3.5, 2.5, 1.0)])
+def test_no_more_requests_are_over_than_came_however_they_are_rounded(
+    write: Write, arrived: float, finished: float, refused: float
+) -> None:
+    load = {"flow": {"rates": [{"at_s": 0, "rps": 4}], "input_mean": 400, "output_mean": 150}}
+    front: Any = FleetRun(read_scenario(write(workload=load)), "full", 0)._front
+    flow: Flow = front._flow
+    flow.arrived, flow.finished, flow.refused = arrived, finished, refused
+    counts = front.counts
+    assert counts.arrived - counts.finished - counts.refused == 0
+    assert abs(counts.finished - finished) <= 1
+    assert abs(counts.refused - refused) <= 1
+
+
 @pytest.mark.parametrize(
     ("flow", "field"),
     [
