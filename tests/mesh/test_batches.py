@@ -8,7 +8,7 @@ import httpx
 from bench import mesh as meshes
 from tests.mesh.head_stats import head_stats
 
-MEAN = 5
+MEAN = 4
 """Sequences in a step, of both pipelines together: 2 where each is decoded alone, 8 where nothing
 came between their starts, which take some steps each."""
 
