@@ -169,6 +169,8 @@ class BlockMoves:
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
+        # Of what is sealed meanwhile stages may lack blocks yet: who keeps those sends them.
+        sealed = self._batching.sealed_names(replayed)
         with self._batching.kept(frozenset(replayed)) as kept:
             there = await self._computed(formation, kept) and await self._kept(
                 formation, kept, last=last
@@ -176,8 +178,7 @@ class BlockMoves:
         if there and self._copied is not None:
             copying, source, at_s = self._copied
             if self._clock() - at_s < COPYING_AGAIN_S:
-                rest = copying.rest(self._batching.sealed_names(replayed))
-                self.begin(self._send_rest(formation, copying, rest, source))
+                self.begin(self._send_rest(formation, copying, copying.rest(sealed), source))
 
     async def _send_rest(
         self,

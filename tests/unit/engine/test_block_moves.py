@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +67,8 @@ class Rig:
     kept: list[int] = field(default_factory=list)
     """How many blocks stages were asked to keep, in turn."""
     chains: list[list[bytes]] = field(default_factory=list)
+    meanwhile: Callable[[], object] = lambda: None
+    """What happens while stages keep blocks."""
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
     """A stage that did not answer leaves blocks alone."""
     steps: int = 0
@@ -115,6 +117,7 @@ class Rig:
 
     async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
         self.kept.append(len(blocks))
+        self.meanwhile()
         self.now_s += self.call_s
         return min(self.room, len(blocks)) if self.answers else None
 
@@ -253,6 +256,31 @@ async def test_the_last_blocks_of_what_is_sealed_go_to_where_it_goes_on(rig: Rig
         await asyncio.gather(*rig.moves._moving)
     assert [len(chain) for chain in rig.chains] == [5], "once, and whole"
     assert rig.limits_s == [REST_S, REST_S], "first to the shelf, and from there into the caches"
+
+
+async def test_what_is_sealed_while_others_are_kept_is_sent_when_it_is_kept(rig: Rig) -> None:
+    """Before, stages may lack its last blocks, and it would have been sent once in vain."""
+    rig.generate(2, "h")
+    rig.back()
+    heirs = (Heir(HEIRS[0].members, frozenset({"g", "h"}), "f2"),)
+    came = await rig.moves.copy("f", heirs, SOURCE, 10.0, max_rounds=1)
+    assert came.blocks_of == {"g": 2, "h": 2}
+    rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2, {"h"}), 0.2)
+    rig.back()
+    assert rig.batching.generations.sealed_count == 1
+
+    def seal() -> None:
+        rig.batching.act(rig.batching.generations.drain("f", 0.3), 0.3)
+
+    rig.meanwhile, sent = seal, list[int]()
+    for _ in range(3):
+        rig.chains = []
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=False), 60)
+        await asyncio.gather(*rig.moves._moving)
+        sent.append(len(rig.chains))
+    assert rig.batching.generations.sealed_count == 2
+    assert sent == [1, 1, 0]
 
 
 async def test_what_is_sealed_long_behind_what_went_ahead_is_fetched(rig: Rig) -> None:
