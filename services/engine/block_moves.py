@@ -231,11 +231,8 @@ class BlockMoves:
                 began_s = self._clock()
                 came = await self._go_ahead(formation, copying, source, until_s)
                 if came is None:
-                    if (
-                        follows
-                        and copying.taken
-                        and await self._goes_on(formation, copying, left_s)
-                    ):
+                    waits = follows and copying.idle and copying.taken
+                    if waits and await self._goes_on(formation, copying, left_s):
                         continue
                     break
                 took_s = self._clock() - began_s

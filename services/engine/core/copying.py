@@ -72,9 +72,11 @@ class Copying:
     def __init__(self, heirs: Sequence[Heir], *, follows: bool = False) -> None:
         """What `follows` its sequences goes for as long as they run."""
         self.heirs = tuple(heirs)
+        self.idle = False
+        """Another round would have found as much as the last one, when it was asked what goes
+        next."""
         self.over = False
-        """Each had begun, and another round would have found as much as the last one, when it was
-        asked what goes next."""
+        """The same, each had begun, and every heir took what it was sent."""
         self._follows = follows
         self._brought = 0
         """Blocks of the round before, if it brought all there were; else 0."""
@@ -134,9 +136,9 @@ class Copying:
         filled = len({(one.heir, name) for one in lacking for name, _ in one.blocks})
         brought, self._brought = self._brought, 0
         if all(len(one.blocks) <= ONE_MORE for one in lacking) or 0 < brought <= filled:
-            self.over = self.taken and waiting <= begun
+            self.idle, self.over = True, self.taken and waiting <= begun
             return None
-        self.over = False
+        self.idle = self.over = False
         pieces, going = list[_Piece](), set[tuple[int, bytes]]()
         for one in lacking:
             count = 0

@@ -244,6 +244,18 @@ async def test_what_follows_one_that_waits_for_a_place_goes_on_when_it_has_one()
     assert came.blocks_of == {"waits": 2}
 
 
+async def test_what_follows_ends_where_a_stage_does_not_keep_its_blocks(rig: Rig) -> None:
+    """It would ask for the same again and again, as fast as the stage fails."""
+    rig.answers = False
+    following = asyncio.create_task(rig.moves.copy("f", HEIRS, SOURCE, 10.0, follows=True))
+    await asyncio.sleep(0)
+    rig.back()
+    came = await asyncio.wait_for(following, 60)
+    assert (came.rounds, came.blocks, rig.kept) == (0, 0, [2])
+    rig.says_so.set()
+    await asyncio.wait_for(asyncio.gather(*rig.moves._moving), 60)
+
+
 async def test_the_last_blocks_of_what_is_sealed_go_to_where_it_goes_on(rig: Rig) -> None:
     assert [await rig.copy() for _ in range(2)] == [[2], [4]]
     for _ in range(10):
