@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -188,7 +189,8 @@ class Arena:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has none as Linux is set up
         memory = mmap.mmap(-1, size_bytes + LARGE_PAGE_BYTES, flags=private)
         if size_bytes >= LARGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # a system that was built without them says so
+                memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self._used = -self._bytes.data_ptr() % LARGE_PAGE_BYTES
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from services.engine.native.weights import (
     pack,
     packed_size_bytes,
 )
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -51,8 +53,7 @@ def test_an_arena_hands_out_aligned_zeroed_memory_that_does_not_overlap():
     assert [part.tolist() for part in parts] == [[i] * size for i, size in enumerate(sizes)]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
-@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs a system with large pages")
+@pytest.mark.skipif(not LARGE_PAGES.exists(), reason="needs a Linux that has large pages")
 @pytest.mark.parametrize("size_bytes", [LARGE_PAGE_BYTES - 1, 2 * LARGE_PAGE_BYTES + 5])
 def test_an_arena_that_fills_large_pages_may_have_them(size_bytes):
     part = Arena(size_bytes).take(size_bytes)
@@ -60,6 +61,22 @@ def test_an_arena_that_fills_large_pages_may_have_them(size_bytes):
     permissions, flags = _mapping(part.data_ptr())
     assert permissions == "rw-p"
     assert ("hg" in flags) == (size_bytes >= LARGE_PAGE_BYTES)
+
+
+def test_an_arena_does_without_large_pages_where_the_system_has_none(monkeypatch):
+    asked = []
+
+    class Plain(mmap.mmap):
+        def madvise(self, *advice):
+            asked.append(advice)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Plain)
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 14, raising=False)
+    part = Arena(LARGE_PAGE_BYTES).take(LARGE_PAGE_BYTES)
+    assert asked == [(14,)]
+    assert len(part) == LARGE_PAGE_BYTES
+    assert not part.any()
 
 
 def _mapping(address):
