@@ -182,6 +182,9 @@ class KvCalls:
                 why = error.message
             except grpc.aio.AioRpcError as error:
                 why = from_rpc_error(error).message
+            except Exception:  # of the own stage: another's comes as a status
+                _log.exception("a stage fails at blocks", extra={"node_id": member.node_id})
+                return None
             _log.warning("a stage does not answer", extra={"node_id": member.node_id, "why": why})
             return None
 
