@@ -378,8 +378,8 @@ class SimulatedEngine(Process):
         limit_s: float,
         follows: bool = False,
     ) -> None:
-        """Has blocks go ahead, in rounds, until no sequence lacks more than one or the time is
-        over; where it `follows`, until they run here no more."""
+        """Has blocks go ahead, in rounds, until another would find as much or the time is over;
+        where it `follows`, until they run here no more."""
         if self.place is None or self.place.formation_id != formation_id:
             reply(FailedPrecondition("not the head of this formation"))
             return

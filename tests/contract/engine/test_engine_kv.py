@@ -15,7 +15,7 @@ from services.common.errors import Superseded
 from services.common.exchange import CheckpointResult
 from services.common.generation import GenerationRequest
 from services.common.prefix import chain_of
-from services.engine import head, kv_calls
+from services.engine import block_moves, head, kv_calls
 from tests.contract.engine.rig import Rig, Stream, Worker, generate, request
 from tests.contract.engine.tiny import LAYERS, expected_ids
 from tests.waiting import until
@@ -177,8 +177,11 @@ async def test_blocks_go_ahead_while_their_generation_runs_on(
 
 
 async def test_the_last_block_of_what_is_sealed_lies_in_caches_before_its_reader_comes(
-    rig: Rig,
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However long steps and calls take on a busy machine.
+    monkeypatch.setattr(block_moves, "COPYING_AGAIN_S", 60.0)
+    monkeypatch.setattr(block_moves, "REST_S", 60.0)
     old = [await rig.worker(step_s=0.02) for _ in range(2)]
     new = [await rig.worker(step_s=0.002) for _ in range(3)]
     await rig.form(old, [2], "f1")
