@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -171,7 +171,7 @@ class BlockMoves:
             return
         # Of what is sealed meanwhile stages may lack blocks yet: who keeps those sends them.
         sealed = self._batching.sealed_names(replayed)
-        with self._batching.kept(frozenset(replayed)) as kept:
+        with self._giving_back(formation), self._batching.kept(frozenset(replayed)) as kept:
             there = await self._computed(formation, kept) and await self._kept(
                 formation, kept, last=last
             )
@@ -278,7 +278,7 @@ class BlockMoves:
         """None: there is no more to be done, or it cannot be."""
         layers = formation.membership.members[-1].layers.end
         at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
-        with self._batching.ahead(copying, at_most) as going:
+        with self._giving_back(formation), self._batching.ahead(copying, at_most) as going:
             if going is None:
                 return None
             ahead, leaving = going
@@ -338,6 +338,18 @@ class BlockMoves:
                     await self._changed.wait()
         scheduler = self._scheduler if formation is self._headed() else None
         return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
+
+    @contextmanager
+    def _giving_back(self, formation: FormationPart) -> Iterator[None]:
+        """Behind it what had no room beside the blocks that were lent may run. Where nothing does,
+        nothing is said: two who are woken by all that happens would wake each other."""
+        try:
+            yield
+        finally:
+            if formation is self._headed():
+                due = self._batching.given_back(self._clock())
+                if due != Due():
+                    self._do(due)
 
     async def _computed(self, formation: FormationPart, leaving: Leaving) -> bool:
         """Waits until these blocks hold what they are named for; False: the formation ended

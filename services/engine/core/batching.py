@@ -213,8 +213,7 @@ class Batching:
             return Due()
         starts = lead.incoming.fetched(fetch.number, count)
         if starts is None:
-            steps, waited_s = self._steps(now_s)  # for which there was no room
-            return Due(steps, waited_s=waited_s)
+            return self.given_back(now_s)
         start, unread = starts
         if count:
             self.generations.moved(start.key, "kv")
@@ -229,8 +228,7 @@ class Batching:
         if self.lead is None:
             return Due()
         self.lead.incoming.ended(fetch.number)
-        steps, waited_s = self._steps(now_s)
-        return Due(steps, waited_s=waited_s)
+        return self.given_back(now_s)
 
     @contextmanager
     def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
@@ -305,6 +303,10 @@ class Batching:
         leaving.give_back()
         if self.lead is None or self.lead.scheduler is not leaving.scheduler:
             return Due()
+        return self.given_back(now_s)
+
+    def given_back(self, now_s: float) -> Due:
+        """Blocks were: there may be room for what waited."""
         steps, waited_s = self._steps(now_s)
         return Due(steps, waited_s=waited_s)
 

@@ -53,6 +53,7 @@ class Rig:
     told to. Implements KvMoves."""
 
     places: int = 64
+    blocks: int = 64
     now_s: float = 0.0
     call_s: float = 0.0
     """What a call takes."""
@@ -75,7 +76,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         settings = SchedulerSettings(max_sequences=self.places, max_drafts=0)
-        self.scheduler = Scheduler(settings, 64, 2)
+        self.scheduler = Scheduler(settings, self.blocks, 2)
         self.batching = Batching(Generations("i", HeadSettings()))
         lead = Lead("f", self.scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0))
         self.batching.form(lead, "exact", 0.0)
@@ -91,8 +92,9 @@ class Rig:
             clock=lambda: self.now_s,
         )
 
-    def generate(self, reader_id: int, name: str) -> None:
-        request = GenerationRequest(name, MODEL, tuple(range(70)), Sampling(40))
+    def generate(self, reader_id: int, name: str, first: int = 0) -> None:
+        """Its ids rise from the first one on."""
+        request = GenerationRequest(name, MODEL, tuple(range(first, first + 70)), Sampling(40))
         self.batching.generate(reader_id, GenerateCall(request, 1, "f"), 0.0)
 
     def back(self) -> None:
@@ -189,6 +191,22 @@ async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise
     rig.says_so.set()
     await asyncio.wait_for(asyncio.gather(*rig.moves._moving), 60)
     assert rig.scheduler.used_blocks == 0
+
+
+async def test_who_waits_for_blocks_that_are_lent_has_them_when_they_are_given_back() -> None:
+    """Nothing else is on its way that would look for what may run."""
+    rig = Rig(blocks=6)
+    rig.generate(2, "waits", first=100)
+
+    def end() -> None:
+        cancel = rig.batching.generations.cancel("g", None, CancelReason.CLIENT, 0.2)
+        rig.batching.act(cancel, 0.2)
+        rig.back()
+        assert (rig.scheduler.queued, rig.scheduler.in_flight) == (1, 0)
+
+    rig.meanwhile = end
+    assert await rig.copy() == [2]
+    assert (rig.scheduler.queued, rig.scheduler.in_flight) == (0, 1)
 
 
 async def test_what_is_computed_is_kept_whatever_is_on_its_way_since() -> None:
