@@ -170,7 +170,7 @@ class BlockMoves:
         if formation is None or formation.id != formation_id:
             return
         # Of what is sealed meanwhile stages may lack blocks yet: who keeps those sends them.
-        sealed = self._batching.sealed_names(replayed)
+        sealed = self._batching.sealed_names(replayed) if self._copied is not None else {}
         with self._giving_back(formation), self._batching.kept(frozenset(replayed)) as kept:
             there = await self._computed(formation, kept) and await self._kept(
                 formation, kept, last=last
