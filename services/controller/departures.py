@@ -209,7 +209,7 @@ class Departures:
         if ahead.tells_of_link():
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         if view.runs_at(name) is not None:
-            self._ahead[name] = dict(ahead.blocks_of)
+            self._ahead.setdefault(name, {}).update(ahead.blocks_of)  # pushes note theirs in it
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
