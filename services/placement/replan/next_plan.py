@@ -135,7 +135,8 @@ def _chosen(
         more = gain(ObjectiveKind.THROUGHPUT, best.outlook, stay.outlook)
         if more > change.hysteresis:
             return replace(best, gain=more)
-        enough = stay.outlook.requests * (1 - change.hysteresis)
+        # Of the most that any answers, or what is given up step by step is taken again at once.
+        enough = best.outlook.requests / (1 + change.hysteresis)
         best = max(
             (plan for plan in ranked if plan.outlook.requests >= enough),
             key=lambda plan: plan.outlook.worth(kind),
