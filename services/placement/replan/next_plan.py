@@ -186,6 +186,9 @@ def _lacks(problem: Problem, change: Change, plan: NextPlan, chosen: NextPlan) -
     if missed and not _misses(problem, chosen):
         return missed
     less = -gain(problem.objective.kind, plan.outlook, chosen.outlook)
+    fewer = -gain(ObjectiveKind.THROUGHPUT, plan.outlook, chosen.outlook)
+    if missed and less < 0 < fewer:
+        return f"answers {fewer:.1%} fewer requests over the horizon"
     if less < 0:
         return f"{-less:.1%} better over the horizon, less than a change must gain"
     return (

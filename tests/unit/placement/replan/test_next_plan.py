@@ -336,3 +336,5 @@ def test_where_not_all_is_carried_no_more_is_given_up_than_a_change_must_gain(ma
         running = found.pipelines
         counts.append(nodes_of(found))
     assert counts == [16] * 4
+    told = [one.lacks for one in found.alternatives]
+    assert any("fewer requests over the horizon" in one for one in told), told
