@@ -30,7 +30,7 @@ from services.controller.pushes import Pushes
 
 _log = logging.getLogger(__name__)
 
-LAST_BLOCKS = 2
+BEHIND_BLOCKS = 2
 """Behind what went ahead so many travel in the round that every push has, behind its seal."""
 
 
@@ -245,7 +245,7 @@ class Departures:
             return cheapest(streams.values(), rates, now_s)
         rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
         left = {
-            name: streams[name].with_blocks(size, positions, over + LAST_BLOCKS).bytes or 0
+            name: streams[name].with_blocks(size, positions, over + BEHIND_BLOCKS).bytes or 0
             for name, over in self._ahead.get(formation_id, {}).items()
             if over and name in streams
         }
