@@ -30,7 +30,7 @@ from services.controller.pushes import Pushes
 
 _log = logging.getLogger(__name__)
 
-LAST_BLOCKS = 2
+BEHIND_BLOCKS = 2
 """Behind what went ahead so many travel in the round that every push has, behind its seal."""
 
 
@@ -209,7 +209,7 @@ class Departures:
         if ahead.tells_of_link():
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
         if view.runs_at(name) is not None:
-            self._ahead[name] = dict(ahead.blocks_of)
+            self._ahead.setdefault(name, {}).update(ahead.blocks_of)  # pushes note theirs in it
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
         )
@@ -245,7 +245,7 @@ class Departures:
             return cheapest(streams.values(), rates, now_s)
         rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
         left = {
-            name: streams[name].with_blocks(size, positions, over + LAST_BLOCKS).bytes or 0
+            name: streams[name].with_blocks(size, positions, over + BEHIND_BLOCKS).bytes or 0
             for name, over in self._ahead.get(formation_id, {}).items()
             if over and name in streams
         }

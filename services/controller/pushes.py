@@ -48,6 +48,8 @@ class Pushes:
         """In the order in which they began."""
         self._begun = asyncio.Event()
         self._over = over
+        self._came: dict[str, int] = {}
+        """Of those that had a round here, what `over` was behind it."""
         self._whole: set[str] = set()
         """Those of which another round would bring no fewer than the last one."""
         self._stay: set[str] = set()
@@ -88,7 +90,7 @@ class Pushes:
             await self._go(name, heir)
 
     async def _go(self, name: str, heir: Heir) -> None:
-        began_s, before = self._clock(), self._over.get(name, 0)
+        began_s, before = self._clock(), self._came.get(name, 0)
         try:
             ahead = await self._engines.copy_ahead(
                 self._source, self._head, [heir], ROUND_S, max_rounds=1
@@ -100,7 +102,7 @@ class Pushes:
         now_s = self._clock()
         if ahead.tells_of_link(before):
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
-        self._over[name] = ahead.blocks
+        self._over[name] = self._came[name] = ahead.blocks
         if ahead.over:
             self._whole.add(name)
             self._end(name)

@@ -79,8 +79,8 @@ class ControllerSettings(TimingSettings, RetentionSettings):
     """Placement is asked again when nodes, offers, prices or the workload change, and a better
     plan is carried out while the mesh serves; otherwise only where an operator asks for it."""
     objective: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
-    """What a plan is chosen for: tokens a second, or those a dollar, or only those within the
-    targets."""
+    """What a plan is chosen for: requests a second, or those a dollar, or those a dollar that are
+    expected under interruptions."""
     ttft_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)
     """Longest mean time to the first token at the arrival rate; 0 does not bind."""
     tpot_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)

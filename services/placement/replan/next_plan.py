@@ -135,7 +135,8 @@ def _chosen(
         more = gain(ObjectiveKind.THROUGHPUT, best.outlook, stay.outlook)
         if more > change.hysteresis:
             return replace(best, gain=more)
-        enough = stay.outlook.requests * (1 - change.hysteresis)
+        # Of the most that any answers, or what is given up step by step is taken again at once.
+        enough = best.outlook.requests / (1 + change.hysteresis)
         best = max(
             (plan for plan in ranked if plan.outlook.requests >= enough),
             key=lambda plan: plan.outlook.worth(kind),
@@ -185,6 +186,9 @@ def _lacks(problem: Problem, change: Change, plan: NextPlan, chosen: NextPlan) -
     if missed and not _misses(problem, chosen):
         return missed
     less = -gain(problem.objective.kind, plan.outlook, chosen.outlook)
+    fewer = -gain(ObjectiveKind.THROUGHPUT, plan.outlook, chosen.outlook)
+    if missed and less < 0 < fewer:
+        return f"answers {fewer:.1%} fewer requests over the horizon"
     if less < 0:
         return f"{-less:.1%} better over the horizon, less than a change must gain"
     return (

@@ -225,6 +225,15 @@ async def test_what_went_ahead_is_known_of_each_generation() -> None:
     assert told == {"long": "push", "late": "replay"}
 
 
+async def test_what_goes_ahead_while_others_leave_is_noted_beside_what_was_pushed() -> None:
+    disk: Any = Disk()
+    events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
+    leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
+    pushed = leaving._ahead.setdefault("f", {"late": 3})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert pushed == {"late": 3, "long": 6}
+
+
 def other(formation: str) -> ServingHead:
     route = Route("p2", formation, f"i-{formation}", "a:1", 1.0, ModelRef("m", "d"), 1000)
     return ServingHead(route, True)

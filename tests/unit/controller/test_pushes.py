@@ -63,9 +63,12 @@ class Heads:
 
 
 async def pushed(
-    blocks: dict[str, list[int]], free: Collection[str] = (), full: Collection[str] = ()
+    blocks: dict[str, list[int]],
+    free: Collection[str] = (),
+    full: Collection[str] = (),
+    over: dict[str, int] | None = None,
 ) -> tuple[Pushes, Heads, Link]:
-    """When all that was to go has gone, as far as it does."""
+    """When all that was to go has gone, as far as it does; so many blocks of each were `over`."""
     heads, link = Heads(blocks, free, full), Link()
     engines: Any = heads
     pushes = Pushes(
@@ -75,7 +78,7 @@ async def pushed(
         HEAD,
         block_bytes=BLOCK_BYTES,
         block_positions=16,
-        over={},
+        over=over or {},
         clock=lambda: heads.now_s,
     )
     for name in blocks:
@@ -120,6 +123,15 @@ async def test_what_lies_there_already_says_nothing_of_the_link() -> None:
     _, heads, link = await pushed({"a": [0, 0]}, free=("a",))
     assert heads.asked == ["a"]
     assert link.bytes_per_s(heads.now_s) == 0.0
+
+
+async def test_what_went_ahead_before_is_no_sign_that_nobody_takes_more() -> None:
+    """The head counts anew where the heir is another one, or some time has passed: its first round
+    finds there what is there, and that is as much as before."""
+    pushes, heads, link = await pushed({"a": [4, 6]}, free=("a",), over={"a": 4})
+    assert heads.asked == ["a", "a"]
+    assert pushes.seen(stream("a")).bytes == 0
+    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
 
 
 async def test_no_room_where_one_goes_says_nothing_of_the_link() -> None:

@@ -16,7 +16,7 @@ from services.placement.replan.next_plan import replan
 from services.placement.replan.options import ALL, STAY
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve, spotserve
-from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.problem import Objective, ObjectiveKind, Problem, Solution
 from tests.unit.placement.replan.test_redivision import node, on
 
 
@@ -316,3 +316,25 @@ def test_of_plans_that_are_late_whatever_is_done_the_cheapest_that_carries_all_i
     both = replace(problem, nodes=(*problem.nodes, *dear))
     cheaper = replan(both, moved, shuntserve.plan, Unlimited())
     assert {name[:2] for p in cheaper.pipelines for name in p.node_ids} == {"n-"}
+
+
+def test_where_not_all_is_carried_no_more_is_given_up_than_a_change_must_gain(make_costs):
+    """Each dear node is worth less than its price; both are more than the hysteresis: a plan
+    without them would take them again."""
+    arriving = Workload(arrival_rate_rps=100 * one_rps(make_costs))
+    costs = make_costs("llama-3.1-8b", workload=arriving)
+    nodes = (*(node(f"n-{i}", 0.3) for i in range(15)), *(node(f"dear-{i}", 3.0) for i in range(2)))
+    problem = Problem(costs, nodes, Objective(ObjectiveKind.THROUGHPUT_PER_COST))
+
+    def each_alone(asked: Problem, _: object) -> Solution:
+        return Solution(tuple(map(on, asked.nodes)))
+
+    running, counts = tuple(map(on, nodes)), []
+    for _ in range(4):
+        change = Change(running, {}, horizon_s=1e5, improve=True, hysteresis=0.1)
+        found = replan(problem, change, each_alone, Unlimited())
+        running = found.pipelines
+        counts.append(nodes_of(found))
+    assert counts == [16] * 4
+    told = [one.lacks for one in found.alternatives]
+    assert any("fewer requests over the horizon" in one for one in told), told
