@@ -14,7 +14,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 
-TOKENS = 128
+TOKENS = 256
 SALT = {"cache_salt": "phases"}
 """Who decodes has not computed their beginnings."""
 
@@ -86,6 +86,7 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
         assert (second, "kv") in {(line["pipeline"], line["moved_by"]) for line in went}
         stages = next(p["stages"] for p in status["pipelines"] if p["id"] == second)
         pids = {node["id"]: node["pid"] for node in status["nodes"]}
+        assert not all(r.done for r in records), "they ended before they were disturbed"
         os.kill(pids[stages[-1]["node"]], signal.SIGKILL)
         await asyncio.gather(*tasks)
         for record, wanted in zip(records, expected, strict=True):
