@@ -163,7 +163,7 @@ async def _events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]
     async with channels.open_channel(address, Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        return [event async for event in stub.WatchEvents(request, timeout=30)]
+        return [event async for event in stub.WatchEvents(request, timeout=60)]
 
 
 async def run(mesh: meshes.Mesh) -> dict[str, Any]:
