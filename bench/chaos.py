@@ -170,10 +170,12 @@ class Killer:
         events = self._stub.WatchEvents(
             controller_pb2.WatchEventsRequest(from_number=answer.event_number), timeout=60
         )
-        async for event in events:
-            if event.kind == "node_lost" and event.node_id == chosen.node:
-                break
-        events.cancel()
+        try:
+            async for event in events:
+                if event.kind == "node_lost" and event.node_id == chosen.node:
+                    break
+        finally:
+            events.cancel()
         self.drains += 1
 
     async def returns(self) -> dict[str, Any]:

@@ -43,7 +43,8 @@ SETTINGS = {
     "SHUNT_CONTROLLER_REPLAN_COOL_DOWN_S": "3",
 }
 NOTICED_S, OFFERED_S, KILLED_S = 6.0, 42.0, 68.0
-"""Since the mesh is ready: those that had notice are gone when others are offered."""
+"""Since the first pipeline takes requests: those that had notice are gone when others are
+offered."""
 PHASES = (
     ("noticed", "interruption_noticed", NODES - TAKEN),
     ("offered", "offers_changed", NODES),

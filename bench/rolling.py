@@ -31,6 +31,7 @@ from bench import mesh as meshes
 from bench.bounds import rate_bound_95
 from services.common import channels
 from services.common.roles import Role
+from tests.mesh.lasting import lasting
 
 LONG, SHORT, PLAIN = 4, 12, 4
 """How many clients of each kind."""
@@ -38,9 +39,16 @@ LONG_TOKENS, SHORT_TOKENS, PLAIN_TOKENS = 480, 60, 16
 RETRY_S = 0.2
 BACK_S = 90.0
 SERVICES = ("router-0", "router-1", "controller", "placement", "tensorstore")
-ENVIRONMENT = {"SHUNT_ROUTER_LEAVE_PAUSE_S": "1", "SHUNT_ROUTER_DRAIN_S": "6"}
+PAUSE_S, DRAIN_S = 1, 6
+ENVIRONMENT = {
+    "SHUNT_ROUTER_LEAVE_PAUSE_S": str(PAUSE_S),
+    "SHUNT_ROUTER_DRAIN_S": str(DRAIN_S),
+}
 """What the routers of a mesh for this are started with: time for a plain answer, and not for a long
 one."""
+LONG_S = 2.0 * (PAUSE_S + DRAIN_S)
+"""What a long answer lasts at least: of some that are under way one is cut, however quick the
+machine is."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +78,21 @@ class Load:
     stopping: bool = False
 
     async def resuming(self, client: httpx.AsyncClient, questions: Questions, index: int) -> None:
-        """Comes back at the next router until it has everything."""
+        """Comes back at the next router until it has everything, or nothing more came for long."""
         bodies, turn = questions.bodies, index
         while not self.stopping:
             which, record, router = turn % len(bodies), meshes.StreamRecord(), turn
             deadline = time.monotonic() + BACK_S
             while not record.complete and time.monotonic() < deadline:
-                url = self.mesh.url(router % self.mesh.routers)
+                url, known = self.mesh.url(router % self.mesh.routers), len(record.arrivals_s)
                 if record.generation_id:
                     self.resumes += 1
                     await meshes.resume_stream(client, url, record)
                 else:
                     record.error = None
                     await meshes.stream_chat(client, url, bodies[which], record)
+                if len(record.arrivals_s) > known:
+                    deadline = time.monotonic() + BACK_S
                 if not record.complete:
                     router += 1
                     await asyncio.sleep(RETRY_S)
@@ -153,14 +163,15 @@ async def _events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]
     async with channels.open_channel(address, Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        return [event async for event in stub.WatchEvents(request, timeout=30)]
+        return [event async for event in stub.WatchEvents(request, timeout=60)]
 
 
 async def run(mesh: meshes.Mesh) -> dict[str, Any]:
     """The report, as JSON; `mesh` has two routers that were started with ENVIRONMENT."""
     limits = httpx.Limits(max_keepalive_connections=0)  # a connection of a dead router is no use
     async with httpx.AsyncClient(timeout=120.0, limits=limits) as client:
-        long = await _asked(client, mesh, LONG_TOKENS, LONG)
+        lasts = await lasting(client, mesh.url(), LONG_TOKENS, LONG_S)
+        long = Questions(lasts.bodies, lasts.expected)
         short = await _asked(client, mesh, SHORT_TOKENS, 8)
         brief = await _asked(client, mesh, PLAIN_TOKENS, 8)
         known = len(await _events(mesh))

@@ -22,9 +22,10 @@ offers:
   - {id: demand-3, instance_type: big, count: 2, price_per_hour: 0.9, relative_speed: 3}
   - {id: demand-1, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 1}
 events:
-  - {at_s: 5, offer: spot-3, take: 1, notice_s: 5}
-  - {at_s: 11, offer: spot-1, take: 1, notice_s: 0}
+  - {at_s: 10, offer: spot-3, take: 1, notice_s: 5}
+  - {at_s: 16, offer: spot-1, take: 1, notice_s: 0}
 """
+"""Its time begins with the first pipeline; what there is then is looked at before any is taken."""
 
 
 class Crowd:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 
-TOKENS = 128
-SALT = {"cache_salt": "phases"}
-"""Who decodes has not computed their beginnings."""
+TOKENS = 256
 
 
 def plan(status: dict[str, Any], phases: dict[str, str]) -> str:
@@ -74,8 +73,9 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
         there = {pipeline["id"]: pipeline["formation"] for pipeline in status["pipelines"]}
         assert there == formations, "a phase is a role: nothing is formed anew"
         records = [meshes.StreamRecord() for _ in bodies]
+        salt = {"cache_salt": secrets.token_hex(8)}  # who decodes has not computed their beginnings
         tasks = [
-            asyncio.create_task(meshes.stream_chat(client, ready.url(), body | SALT, record))
+            asyncio.create_task(meshes.stream_chat(client, ready.url(), body | salt, record))
             for body, record in zip(bodies, records, strict=True)
         ]
         await meshes.until(lambda: all(len(r.arrivals_s) > 5 for r in records))
@@ -86,6 +86,7 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
         assert (second, "kv") in {(line["pipeline"], line["moved_by"]) for line in went}
         stages = next(p["stages"] for p in status["pipelines"] if p["id"] == second)
         pids = {node["id"]: node["pid"] for node in status["nodes"]}
+        assert not all(r.done for r in records), "they ended before they were disturbed"
         os.kill(pids[stages[-1]["node"]], signal.SIGKILL)
         await asyncio.gather(*tasks)
         for record, wanted in zip(records, expected, strict=True):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import secrets
 import signal
 import time
 from typing import Any
@@ -11,6 +12,7 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
+from tests.mesh.lasting import MORE
 
 ASKED = {
     "model": meshes.MODEL,
@@ -21,8 +23,9 @@ ASKED = {
 }
 TOKENS = 400
 GOES_ON = ("queued", "in_progress")
-LASTS_S = 4.0
-"""While no router is there a response goes on: one that ends meanwhile outlives nothing else."""
+LASTS_S = 8.0
+"""While no router is there a response goes on: one that ends meanwhile outlives nothing else. Two
+routers start on the cores that it is computed on, and a pipeline is killed when they are there."""
 
 
 class _Response:
@@ -83,21 +86,23 @@ def _length(response: dict[str, Any]) -> int:
 async def test_a_background_response_outlives_client_router_pipeline_and_controller(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    async def begun(salt: str, tokens: int) -> _Response:
+    async def begun(tokens: int) -> _Response:
         async with httpx.AsyncClient(timeout=60) as passer_by:  # gone before there is an answer
             url = f"{ready.url()}/v1/responses"
-            asked = {**ASKED, "max_output_tokens": tokens, "cache_salt": salt, "background": True}
+            # Of a salt of its own, or its usage would tell of a prompt that is cached.
+            own = {"max_output_tokens": tokens, "cache_salt": secrets.token_hex(8)}
+            asked = {**ASKED, **own, "background": True}
             accepted = await passer_by.post(url, json=asked)
         assert accepted.json()["status"] == "queued"
         return _Response(ready, client, accepted.json()["id"])
 
     tokens, lasted_s = TOKENS, 0.0
     while lasted_s < LASTS_S:
-        tokens = math.ceil(tokens * LASTS_S / lasted_s) if lasted_s else tokens
-        undisturbed, began_s = await begun("a", tokens), time.monotonic()
+        tokens = math.ceil(MORE * tokens * LASTS_S / lasted_s) if lasted_s else tokens
+        undisturbed, began_s = await begun(tokens), time.monotonic()
         await undisturbed.whole()
         lasted_s = time.monotonic() - began_s
-    disturbed = await begun("b", tokens)
+    disturbed = await begun(tokens)
     await disturbed.goes_on(20)
     for router in await _pids(ready, "router"):
         os.kill(router, signal.SIGKILL)

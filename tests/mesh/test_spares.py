@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from shuntserve.controller.v1 import controller_pb2
 
 from bench import chaos
@@ -20,7 +19,6 @@ TOKENS = 60
 STREAMS = 4
 
 
-@pytest.mark.timeout(120)
 async def test_a_killed_pipeline_forms_with_the_spare_and_nothing_is_loaded_for_it(
     tmp_path: Path, store: Path, client: httpx.AsyncClient
 ) -> None:

@@ -30,8 +30,9 @@ from services.cli.mesh_status import controller_status
 from services.common import channels
 from services.common.roles import Role
 from services.common.settings import TlsSettings
+from tests.mesh.lasting import sampled
 
-QUESTIONS = [body | {"ignore_eos": True} for body in meshes.request_bodies(120)[:4]]
+QUESTIONS = sampled(120)
 REFUSED = {
     "controller": "shuntserve.controller.v1.ControllerService/GetStatus",
     "placement": "shuntserve.placement.v1.PlacementService/Estimate",
