@@ -79,6 +79,9 @@ class Lanes(LoadScopeScheduling):
         busy = sum(self._pending_of(self.assigned_work[other]) > 0 for other in others)
         if may_begin(self._pending(), busy):
             super()._assign_work_unit(node)
+            # A worker runs a test when it knows the next one.
+            if self.workqueue and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
 
     def _pending(self) -> set[str]:
         units = [self.workqueue, *self.assigned_work.values()]

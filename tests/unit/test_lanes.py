@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,7 +56,7 @@ import time
 import pytest
 
 
-@pytest.mark.parametrize("n", range(3))
+@pytest.mark.parametrize("n", range({tests}))
 def test_it(n):
     began = time.time()
     time.sleep({seconds})
@@ -66,10 +67,11 @@ def test_it(n):
 
 def test_the_worker_that_waits_begins_behind_the_last_mesh(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    for name, seconds in (("mesh/test_a", 0.1), *((f"unit/test_{n}", 0.2) for n in range(8))):
+    alone = [(f"unit/test_{n}", 1, 0.2) for n in range(16)]
+    for name, tests, seconds in (("mesh/test_a", 3, 0.1), *alone):
         file = tmp_path / f"tests/{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(RUN.format(seconds=seconds, log=str(log), name=name))
+        file.write_text(RUN.format(tests=tests, seconds=seconds, log=str(log), name=name))
     shutil.copy(lanes.__file__, tmp_path / "tests/lanes.py")
     hooks = (ROOT / "tests/conftest.py").read_text().split("@pytest.hookimpl")[1:]
     text = "".join(f"@pytest.hookimpl{hook}" for hook in hooks if "def pytest_xdist" in hook)
@@ -83,7 +85,7 @@ def test_the_worker_that_waits_begins_behind_the_last_mesh(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "27 passed" in done.stdout
+    assert "19 passed" in done.stdout
     runs = [line.split() for line in log.read_text().splitlines()]
     last = max(float(end) for name, _, _, end in runs if name == "mesh/test_a")
 
@@ -92,4 +94,6 @@ def test_the_worker_that_waits_begins_behind_the_last_mesh(tmp_path: Path) -> No
 
     times = [(float(began), float(ended)) for _, _, began, ended in runs]
     assert most([one for one in times if one[0] < last]) < lanes.workers()
-    assert len({worker for _, worker, _, _ in runs}) == min(9, lanes.workers())
+    by_worker = Counter(worker for _, worker, _, _ in runs)
+    assert len(by_worker) == min(17, lanes.workers())
+    assert lanes.workers() > 4 or min(by_worker.values()) > 1, "one had a test that it did not run"
