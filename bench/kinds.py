@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,7 @@ async def _of_sort(sort: str, directory: Path, kills: int, seed: int, seconds: f
         )
 
 
-async def _main(arguments: argparse.Namespace) -> int:
-    from bench.kinds_models import SORTS
-
-    sorts = arguments.sort or [REAL, *SORTS]
+async def _main(arguments: argparse.Namespace, sorts: Collection[str]) -> int:
     report = {}
     for sort in sorts:
         with tempfile.TemporaryDirectory(prefix="shunt-kinds-") as directory:
@@ -211,10 +208,18 @@ async def _main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    from bench.kinds_models import SORTS
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="at each mesh")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most, at each mesh")
-    parser.add_argument("--sort", action="append", help="one of the meshes; all where none is said")
+    parser.add_argument(
+        "--sort",
+        action="append",
+        choices=(REAL, *SORTS),
+        help="one of the meshes; all where none is said",
+    )
     parser.add_argument("--out", type=Path)
-    sys.exit(asyncio.run(_main(parser.parse_args())))
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(_main(arguments, arguments.sort or (REAL, *SORTS))))
