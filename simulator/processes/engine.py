@@ -28,7 +28,7 @@ from services.engine.core.batching import Batching, Due, Leaving, lead_of
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
-from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.incoming import KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
@@ -87,6 +87,7 @@ class HeadMonitor(Protocol):
     def kept(self, batching: Batching, leaving: Leaving) -> None: ...
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
+    def rests(self, batching: Batching) -> None: ...
     def copied(self, name: bytes, kept: bytes, held: bytes) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
@@ -420,7 +421,7 @@ class SimulatedEngine(Process):
                     self.after(LATE_S * random.random(), self._end_keeping, place, leaving)
                 else:
                     self._copy(place, leaving)
-                lent.close()
+                self._give_back(lent, place)
                 there = set() if leaving.busy else set(ahead.names)
                 copying.copied(ahead, there)
                 self._into_caches(place, copying, copying.for_caches(ahead, there))
@@ -439,6 +440,12 @@ class SimulatedEngine(Process):
             names = tuple(map(tuple, of_heir.values()))
             args = (one.formation_id, KvSource(place.formation_id, ()), names)
             self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
+
+    def _give_back(self, lent: ExitStack, place: Place) -> None:
+        """What had no room beside what was lent may run."""
+        lent.close()
+        if place is self.place:
+            self._do(self.batching.given_back(self.clock.now_s))
 
     def _copy(self, place: Place, leaving: Leaving) -> None:
         """What stages keep then is what blocks hold then."""
@@ -527,6 +534,7 @@ class SimulatedEngine(Process):
     def _tick(self) -> None:
         now_s = self.clock.now_s
         self.act(self.core.tick(now_s))
+        self.monitor.rests(self.batching)
         for reader in list(self._readers):
             if self.core.is_silent(reader, now_s):
                 self._pump(reader)
@@ -592,7 +600,8 @@ class SimulatedEngine(Process):
         if place is None or place.formation_id != formation_id:
             over()
             return
-        leaving = lent.enter_context(self.batching.kept(()))
+        sealed = self.batching.sealed(())
+        leaving = lent.enter_context(self.batching.kept(sealed))
         self.monitor.keeps(self.batching, leaving)
 
         def keep() -> None:
@@ -602,10 +611,10 @@ class SimulatedEngine(Process):
             if place is self.place:
                 self.monitor.kept(self.batching, leaving)
                 self._copy(place, leaving)
-            lent.close()
+            self._give_back(lent, place)
             if self._went is not None and self._went[0] is self.place is place:
                 copying = self._went[1]
-                rest = copying.rest(self.batching.sealed_names(()))
+                rest = copying.rest({one.key: names_of(one) for one in sealed})
                 self._into_caches(place, copying, rest)
             over()
 

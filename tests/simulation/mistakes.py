@@ -682,6 +682,13 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "who waits for blocks that stages had is not looked after when they are given back",
+        BATCHING,
+        "        steps, waited_s = self._steps(now_s)\n        return Due(steps, ",
+        "        steps, waited_s = (), ()\n        return Due(steps, ",
+        AHEAD,
+    ),
+    Mistake(
         "what is there of a sequence to come is taken, and for nothing",
         INCOMING,
         "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",

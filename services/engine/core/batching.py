@@ -230,27 +230,24 @@ class Batching:
         self.lead.incoming.ended(fetch.number)
         return self.given_back(now_s)
 
+    def sealed(self, replayed: Container[str]) -> list[StartSequence]:
+        """Sequences that the drain has sealed, those first that are nearest to their end, but of
+        generations that are `replayed`."""
+        starts = self.generations.to_go_on()
+        return [start for start in starts if start.key.generation_id not in replayed]
+
     @contextmanager
-    def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
-        """The blocks of what the drain has sealed, those first that are nearest to their end, but
-        of generations that are `replayed`; no step writes to one until every stage has answered."""
+    def kept(self, sealed: Iterable[StartSequence]) -> Iterator[Leaving]:
+        """The blocks of these, in their order; no step writes to one until every stage has
+        answered."""
         if self.lead is None:
             yield Leaving(())
             return
-        leaving = Leaving.of(self.lead, self._sealed(replayed))
+        leaving = Leaving.of(self.lead, sealed)
         try:
             yield leaving
         finally:
             leaving.give_back()
-
-    def sealed_names(self, replayed: Container[str]) -> dict[SequenceKey, list[bytes]]:
-        """Of the full blocks of sequences that the drain has sealed, but of generations that are
-        `replayed`."""
-        return {start.key: names_of(start) for start in self._sealed(replayed)}
-
-    def _sealed(self, replayed: Container[str]) -> list[StartSequence]:
-        starts = self.generations.to_go_on()
-        return [start for start in starts if start.key.generation_id not in replayed]
 
     @contextmanager
     def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
@@ -337,6 +334,9 @@ class Batching:
                 if lead is not None:
                     lead.incoming.stop(action.key)
             if isinstance(action, StopSequence):
+                stops = lead.scheduler.find(action.key) if lead is not None else None
+                if stops is not None:
+                    self.generations.named(action.key, stops.names)
                 if lead is None or lead.scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif lead is not None:
@@ -350,7 +350,9 @@ class Batching:
                         continue
                     ahead = lead.incoming.came_ahead(action)
                     self.generations.moved(action.key, "kv" if ahead else "replay")
-                    lead.scheduler.start(action.key, action.request, action.output_ids)
+                    lead.scheduler.start(
+                        action.key, action.request, action.output_ids, action.names
+                    )
                 elif isinstance(action, SetUnread):
                     lead.scheduler.set_unread(action.key, action.unread)
                     lead.incoming.set_unread(action.key, action.unread)

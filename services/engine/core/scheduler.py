@@ -183,14 +183,19 @@ class Scheduler:
         return phases
 
     def start(
-        self, key: SequenceKey, request: GenerationRequest, output_ids: Sequence[int]
+        self,
+        key: SequenceKey,
+        request: GenerationRequest,
+        output_ids: Sequence[int],
+        names: Sequence[bytes] = (),
     ) -> None:
-        """Queues a sequence; its prompt and max_tokens must fit into all blocks together."""
+        """Queues a sequence; its prompt and max_tokens must fit into all blocks together. `names`
+        are those of its first blocks that are known."""
         self._arrivals += 1
         tokens = [*request.prompt_ids, *output_ids]
         lookup = Lookup(request, tokens)
         sequence = BatchedSequence(key, request, self._arrivals, tokens, len(output_ids), lookup)
-        sequence.charged = len(tokens) if output_ids else 0
+        sequence.charged, sequence.names = len(tokens) if output_ids else 0, list(names)
         self._by_key[key] = sequence
         self._turns.comes(sequence, self._number)
 

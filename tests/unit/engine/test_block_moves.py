@@ -18,6 +18,8 @@ from services.common.generation import (
     ModelRef,
     Sampling,
 )
+from services.common.prefix import next_hash
+from services.engine import block_moves
 from services.engine.backend import Sampled
 from services.engine.block_moves import (
     AHEAD_BYTES,
@@ -27,6 +29,8 @@ from services.engine.block_moves import (
     Copied,
     Stored,
 )
+from services.engine.core import incoming
+from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Lead
 from services.engine.core.copying import Heir
 from services.engine.core.generations import Generations
@@ -68,6 +72,7 @@ class Rig:
     kept: list[int] = field(default_factory=list)
     """How many blocks stages were asked to keep, in turn."""
     chains: list[list[bytes]] = field(default_factory=list)
+    """That were to lie in caches."""
     meanwhile: Callable[[], object] = lambda: None
     """What happens while stages keep blocks."""
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
@@ -311,6 +316,55 @@ async def test_what_is_sealed_while_others_are_kept_is_sent_when_it_is_kept(rig:
         sent.append(len(rig.chains))
     assert rig.batching.generations.sealed_count == 2
     assert sent == [1, 1, 0]
+
+
+async def test_what_was_asked_to_be_kept_is_asked_for_again_at_the_end_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is made once: those of a sequence that ran are known."""
+    rig.generate(2, "h", first=100)
+    rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2, {"h"}), 0.2)
+    rig.back()
+    made = list[object]()
+
+    def counted(parent: bytes, ids: Sequence[int]) -> bytes:
+        made.append(ids)
+        return next_hash(parent, ids)
+
+    monkeypatch.setattr(incoming, "next_hash", counted)
+    for _ in range(2):
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=False), 60)
+    assert rig.kept == [4]
+    rig.batching.act(rig.batching.generations.drain("f", 0.3), 0.3)
+    for last in (False, True):
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=last), 60)
+    assert rig.kept == [4, 4, 8]
+    assert made == []
+
+
+async def test_chains_go_into_caches_as_many_at_a_time_as_a_call_may_name(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_moves, "MAX_NAMES", 3)
+    assert [await rig.copy() for _ in range(2)] == [[2], [4]]
+    assert [len(chain) for chain in rig.chains] == [2, 3], "of one that is longer its beginning"
+    keys = [SequenceKey(str(number), 1, 0) for number in range(4)]
+    chains = dict(zip(keys, (b"ab", b"c", b"d", b"efgh"), strict=True))
+    named = {key: [bytes([one]) for one in names] for key, names in chains.items()}
+    pages = [[b"".join(names) for names in page.values()] for page in block_moves._pages(named)]
+    assert pages == [[b"ab", b"c"], [b"d"], [b"efg"]]
+
+
+async def test_what_fails_on_its_way_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise ValueError("no way")
+
+    rig.moves.begin(fails())
+    await asyncio.wait(rig.moves._moving)
+    await asyncio.sleep(0)
+    assert "no way" in caplog.text
+    assert not rig.moves._moving
 
 
 async def test_what_is_sealed_long_behind_what_went_ahead_is_fetched(rig: Rig) -> None:
