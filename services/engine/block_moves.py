@@ -76,8 +76,10 @@ class KvMoves(Protocol):
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers."""
+        """All members of the heir keep what the source keeps of these, of their layers; who has no
+        formation yet lays them into the same `places` of a cache, if any are said."""
         ...
 
     async def cache(
@@ -194,7 +196,8 @@ class BlockMoves:
             copying, source, at_s = self._copied
             if self._clock() - at_s < COPYING_AGAIN_S:
                 names = {one.key: names_of(one) for one in sealed}
-                self.begin(self._send_rest(formation, copying, copying.rest(names), source))
+                rest, places = copying.rest(names), dict(kept.blocks)
+                self.begin(self._send_rest(formation, copying, rest, source, places))
 
     async def _send_rest(
         self,
@@ -202,9 +205,10 @@ class BlockMoves:
         copying: Copying,
         rest: Mapping[int, Mapping[SequenceKey, Sequence[bytes]]],
         source: KvSource,
+        places: Mapping[bytes, int],
     ) -> None:
-        """The last blocks of sealed ones go to where they go on while their readers ask who that
-        is."""
+        """The last blocks of sealed ones, which lie in these places, go to where they go on while
+        their readers ask who that is."""
         stores = [
             self._kv.store(
                 formation,
@@ -212,6 +216,7 @@ class BlockMoves:
                 copying.heirs[heir].members,
                 list(dict.fromkeys(n for names in chains.values() for n in names[-LAST_BLOCKS:])),
                 REST_S,
+                _laid(copying.heirs[heir], places),
             )
             for heir, chains in rest.items()
         ]
@@ -305,8 +310,16 @@ class BlockMoves:
             if kept is None:
                 return None
         names, limit_s = ahead.names, max(0.0, until_s - self._clock())
+        places = dict(ahead.blocks)
         stores = [
-            self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
+            self._kv.store(
+                formation,
+                source,
+                copying.heirs[heir].members,
+                of_heir,
+                limit_s,
+                _laid(copying.heirs[heir], places),
+            )
             for heir, of_heir in names.items()
         ]
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
@@ -430,6 +443,11 @@ class BlockMoves:
     def _scheduler(self) -> Scheduler | None:
         lead = self._batching.lead
         return lead.scheduler if lead else None
+
+
+def _laid(heir: Heir, places: Mapping[bytes, int]) -> Mapping[bytes, int]:
+    """Where blocks are to lie already for an heir that is no formation yet."""
+    return {} if heir.formation_id else places
 
 
 def _pages(

@@ -25,6 +25,7 @@ from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving, lead_of
+from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
@@ -65,6 +66,8 @@ class Place:
     probing: bool = False
     given_up: GivenUp = field(default_factory=GivenUp)
     """Of what stages were asked to do to blocks."""
+    contents: Contents = field(default_factory=Contents)
+    """What is known of the caches."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +124,8 @@ class SimulatedEngine(Process):
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[Draining] = []
+        self._left: Place | None = None
+        """Where it was the head last: its caches stay for the next formation of their size."""
         self._went: tuple[Place, Copying] | None = None
         """What went ahead last, and of which place."""
         self._register()
@@ -252,7 +257,13 @@ class SimulatedEngine(Process):
 
     def _head(self, place: Place, model: ModelRef, kv_blocks: int) -> None:
         settings = self.environment.settings
-        place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
+        left = self._left
+        if left is not None and left.stages is not None and left.stages.kv_blocks == kv_blocks:
+            place.stages, place.contents = left.stages, left.contents
+            place.stages.begin_again()
+        else:
+            place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
+        self._left = place
         lead = lead_of(
             place.formation_id,
             model,
@@ -262,6 +273,7 @@ class SimulatedEngine(Process):
             settings=settings.scheduler,
             progress_s=settings.progress_s,
             limit_bytes=MAX_MESSAGE_BYTES,
+            places=place.contents.places,
         )
         self._do(self.batching.form(lead, self.numerics_class, self.clock.now_s))
 
@@ -460,6 +472,7 @@ class SimulatedEngine(Process):
             held = place.stages.block(block)
             first = self.environment.kept_blocks.setdefault(name, held)
             self.monitor.copied(name, first, held)
+        place.contents.note(blocks)
 
     def _end_keeping(self, place: Place, leaving: Leaving) -> None:
         if place is self.place:
@@ -627,7 +640,9 @@ class SimulatedEngine(Process):
             return
         fault = random.choice(("", "", "", "short", "silent"))
         most = random.randrange(len(fetch.blocks) + 1) if fault == "short" else len(fetch.blocks)
-        there = list(takewhile(lambda one: one[0] in kept, fetch.blocks[:most]))
+        there = list(
+            takewhile(lambda one: one in place.contents or one[0] in kept, fetch.blocks[:most])
+        )
         if fault == "silent":
             self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
@@ -645,9 +660,16 @@ class SimulatedEngine(Process):
             self._do(self.batching.ended(fetch, self.clock.now_s))
 
     def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
-        if place.stages is not None and number not in place.given_up:
-            for name, block in blocks:
+        """What lies in its place is as it is."""
+        if place.stages is None or number in place.given_up:
+            return
+        for name, block in blocks:
+            if (name, block) in place.contents:
+                held = place.stages.block(block)
+                self.monitor.copied(name, self.environment.kept_blocks[name], held)
+            else:
                 place.stages.fill(block, self.environment.kept_blocks[name])
+                place.contents.written([block])
 
     def _submit(self, step: Step) -> None:
         """Each stage works one step at a time, all in the same order."""
@@ -655,6 +677,7 @@ class SimulatedEngine(Process):
         if place is None:
             return
         self.monitor.batched(self.batching, step)
+        place.contents.stepped(step.batch.steps)
         self.steps += 1
         place.steps.append(step)
         begins_s = max(now_s, place.free_s)

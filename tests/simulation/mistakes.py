@@ -258,10 +258,10 @@ MISTAKES = (
         "            self._vacate(sequence)\n\n    def _vacate",
     ),
     Mistake(
-        "a block is freed twice",
+        "a block is freed for one who may have another one's",
         BLOCKS,
-        "                self._empty.append(block)\n\n    def take_use",
-        "                self._empty += (block, block)\n\n    def take_use",
+        "                self._empty[block] = None\n\n    def take_use",
+        "                self._empty[block - block % 2] = None\n\n    def take_use",
     ),
     Mistake(
         "a preempted sequence goes on where it was",

@@ -7,7 +7,7 @@ does. What is left for the edge is what this answers with.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -88,8 +88,10 @@ def lead_of(
     progress_s: float,
     limit_bytes: int,
     grammar_library: str = "",
+    places: Mapping[bytes, int] | None = None,
 ) -> Lead:
-    """What the head of this many stages begins with; `facts` are those of its own.
+    """What the head of this many stages begins with; `facts` are those of its own. Blocks of some
+    names may lie in their `places` already.
 
     Raises FailedPrecondition when no step fits into a message.
     """
@@ -102,7 +104,7 @@ def lead_of(
     )
     return Lead(
         formation_id,
-        Scheduler(batches, kv_blocks, stages),
+        Scheduler(batches, kv_blocks, stages, places),
         Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
         Pace(progress_s),
     )

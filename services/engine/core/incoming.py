@@ -120,7 +120,7 @@ class Incoming:
             found = self._scheduler.take_found(names)
             there += found
             lacking = [name for name in names[len(found) :] if name not in blocks]
-            blocks.update(zip(lacking, self._scheduler.take_free(len(lacking)), strict=False))
+            blocks.update(zip(lacking, self._scheduler.take_free(lacking), strict=False))
         if len(blocks) < fewest:
             self._scheduler.give_beginning(there, tuple(blocks.values()), ())
             return None

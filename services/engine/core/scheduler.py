@@ -14,7 +14,7 @@ consequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -109,9 +109,16 @@ class _Flight:
 class Scheduler:
     """The running batch of one formation."""
 
-    def __init__(self, settings: SchedulerSettings, kv_blocks: int, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        kv_blocks: int,
+        max_in_flight: int,
+        places: Mapping[bytes, int] | None = None,
+    ) -> None:
+        """Blocks of some names may lie in their `places` already."""
         self._settings = settings
-        self._blocks = BlockAllocator(kv_blocks, sharing=settings.share_prefixes)
+        self._blocks = BlockAllocator(kv_blocks, sharing=settings.share_prefixes, places=places)
         self._sharing = Sharing(self._blocks)
         self._max_in_flight = max_in_flight
         self._slots = list(range(settings.max_sequences))
@@ -240,10 +247,10 @@ class Scheduler:
         self._blocks.share(found)
         return found
 
-    def take_free(self, count: int) -> list[int]:
-        """So many blocks, or as many as there are: one is left to each that runs."""
+    def take_free(self, names: Sequence[bytes]) -> list[int]:
+        """A block for each of these, or for as many as there are: one is left to each that runs."""
         spare = self._blocks.free_count - len(self._running) - 1
-        return self._blocks.allocate(max(0, min(count, spare)))
+        return self._blocks.allocate(max(0, min(len(names), spare)), names)
 
     def give_beginning(
         self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]

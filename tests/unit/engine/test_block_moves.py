@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ from services.engine.block_moves import (
 from services.engine.core import incoming
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Lead
-from services.engine.core.copying import Heir
+from services.engine.core.copying import LAST_BLOCKS, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.pace import Pace
@@ -63,6 +63,8 @@ class Rig:
     """What a call takes."""
     limits_s: list[float] = field(default_factory=list)
     """Of the calls to heirs, in turn."""
+    laid: list[list[int | None]] = field(default_factory=list)
+    """Where these are to lay what they keep."""
     answers: bool = True
     """Stages do."""
     room: int = 64
@@ -129,9 +131,16 @@ class Rig:
         return min(self.room, len(blocks)) if self.answers else None
 
     async def store(
-        self, formation: Any, source: Any, heir: Any, names: Sequence[bytes], limit_s: float
+        self,
+        formation: Any,
+        source: Any,
+        heir: Any,
+        names: Sequence[bytes],
+        limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
         self.limits_s.append(limit_s)
+        self.laid.append([places.get(name) for name in names])
         self.now_s += self.call_s
         whole = not self.full and self.room >= len(names)
         return Stored(len(names) if whole else 0, whole, self.full)
@@ -354,6 +363,29 @@ async def test_chains_go_into_caches_as_many_at_a_time_as_a_call_may_name(
     named = {key: [bytes([one]) for one in names] for key, names in chains.items()}
     pages = [[b"".join(names) for names in page.values()] for page in block_moves._pages(named)]
     assert pages == [[b"ab", b"c"], [b"d"], [b"efg"]]
+
+
+async def test_who_is_no_formation_yet_is_told_where_blocks_lie(rig: Rig) -> None:
+    """It may have a cache of its own, and their generations will go on in the same seats."""
+    assert await rig.copy() == [2]
+    names = rig.scheduler.full_blocks(SequenceKey("g", 1, 0), 0)
+    assert names is not None
+    assert rig.laid == [[None, None]]
+    heirs = (Heir(HEIRS[0].members, frozenset("g")),)
+    rig.laid = []
+    for _ in range(2):
+        await rig.moves.copy("f", heirs, SOURCE, 10.0, max_rounds=1)
+    assert rig.laid == [[block for _, block in names[:2]], [block for _, block in names[2:]]]
+    for _ in range(10):
+        rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2), 0.2)
+    rig.back()
+    rig.laid = []
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=True), 60)
+    await asyncio.gather(*rig.moves._moving)
+    (last,) = rig.laid
+    assert len(last) == LAST_BLOCKS
+    assert None not in last
 
 
 async def test_what_fails_on_its_way_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
