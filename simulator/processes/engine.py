@@ -449,6 +449,8 @@ class SimulatedEngine(Process):
     ) -> None:
         for heir, of_heir in chains.items():
             one = copying.heirs[heir]
+            if not one.formation_id:
+                continue  # it has no caches yet
             names = tuple(map(tuple, of_heir.values()))
             args = (one.formation_id, KvSource(place.formation_id, ()), names)
             self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
