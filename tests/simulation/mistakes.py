@@ -791,6 +791,13 @@ MISTAKES = (
         DOORS,
     ),
     Mistake(
+        "a controller that has just begun takes the router that it hears first to be the only one",
+        SHARES,
+        "there = len(self.names)",
+        "there = len(self._routers)",
+        DOORS,
+    ),
+    Mistake(
         "a controller that has just begun deals out what it has not heard of",
         SHARES,
         "        if len(self._routers) < there:",
