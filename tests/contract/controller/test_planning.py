@@ -309,7 +309,7 @@ async def test_where_no_plan_keeps_the_targets_the_first_one_and_the_next_say_ho
     hasty = Aim("throughput", tpot_target_s=1e-6)
     goal, other = replace(GOAL, aim=hasty), replace(OTHER, aim=hasty)
     nodes = tuple(node(f"node-{number}") for number in range(1, 3))
-    of_two = await planning.plan(AskPlan(1, (goal, other), nodes))
+    of_two = await planning.plan(AskPlan(1, (goal, other), nodes, 2))
     assert all(one.pipelines for one in of_two.deployments)
     first, second = of_two.why.late.split("; ")
     assert first.startswith("m: TPOT ")
