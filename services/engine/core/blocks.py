@@ -76,8 +76,9 @@ class BlockAllocator:
         self._by_hash: dict[bytes, int] = {}
         self._named_by = [0] * count
         """The step that brings what each named block holds."""
-        self.shares_left = MAX_SHARES if sharing else 0
-        """So often a block may still be given to one more."""
+        self._most_shares = MAX_SHARES if sharing else 0
+        self._shares = 0
+        """How often blocks are in one more use than their first."""
         self.use = CacheUse()
 
     @property
@@ -93,6 +94,12 @@ class BlockAllocator:
     def cached_count(self) -> int:
         """Blocks that nobody uses and that would be found again."""
         return len(self._idle)
+
+    @property
+    def shares_left(self) -> int:
+        """So often a block may still be given to one more. What is lent or kept for others counts,
+        and is not bound by it: no step carries a table of theirs."""
+        return max(0, self._most_shares - self._shares)
 
     def allocate(self, count: int, names: Sequence[bytes] = ()) -> list[int]:
         """Takes `count` blocks whose contents count for nothing, or raises OutOfBlocks and takes
@@ -135,7 +142,7 @@ class BlockAllocator:
             if not self._users[block]:
                 del self._idle[block]
             else:
-                self.shares_left -= 1
+                self._shares += 1
             self._users[block] += 1
 
     def name(self, block: int, block_hash: bytes, step: int = 0) -> int:
@@ -164,7 +171,7 @@ class BlockAllocator:
                 raise ValueError(f"block {block} is free already")
             self._users[block] -= 1
             if self._users[block]:
-                self.shares_left += 1
+                self._shares -= 1
             elif block in self._hashes:
                 self._idle[block] = None
             else:

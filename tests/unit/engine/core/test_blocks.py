@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.engine.core import blocks as blocks_module
 from services.engine.core.blocks import BlockAllocator, CacheUse, OutOfBlocks, blocks_for
 
 
@@ -132,6 +133,21 @@ def test_two_that_computed_the_same_go_on_with_one_block() -> None:
 
 def test_without_sharing_nothing_may_be_shared() -> None:
     assert BlockAllocator(4, sharing=False).shares_left == 0
+
+
+def test_what_is_lent_beyond_the_limit_leaves_nothing_to_share_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks_module, "MAX_SHARES", 1)
+    allocator = BlockAllocator(4)
+    blocks, _ = take(allocator, "abc")
+    left = [allocator.shares_left]
+    allocator.share(blocks)
+    left.append(allocator.shares_left)
+    for block in blocks:
+        allocator.release([block])
+        left.append(allocator.shares_left)
+    assert left == [1, 0, 0, 0, 1]
 
 
 def test_a_block_given_back_twice_is_an_error() -> None:
