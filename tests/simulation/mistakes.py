@@ -12,6 +12,7 @@ STEPS = "services/controller/core/cluster/steps.py"
 SURPLUS = "services/controller/core/cluster/surplus.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
+MIGRATION = "services/controller/core/ledger/migration.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
 RUNNING = "services/controller/core/ledger/running.py"
 GRANTING = "services/controller/core/ledger/granting.py"
@@ -108,7 +109,7 @@ MISTAKES = (
     ),
     Mistake(
         "every question gets a new epoch",
-        LEDGER,
+        MIGRATION,
         "        if question.last_epoch < entry.epoch:",
         "        if False:",
     ),
@@ -192,8 +193,8 @@ MISTAKES = (
     ),
     Mistake(
         "a head that is not reached for a moment is left",
-        LEDGER,
-        " and question.unheard_s < self.settings.unheard_s:\n",
+        MIGRATION,
+        " and question.unheard_s < self._settings.unheard_s:\n",
         " and question.unheard_s < 0:\n",
         "crowds.py",
     ),
@@ -206,7 +207,7 @@ MISTAKES = (
     ),
     Mistake(
         "who hears nothing from a head that serves gets another epoch",
-        LEDGER,
+        MIGRATION,
         "        if question.reason is LeaveReason.SILENT and not holder.stalled:",
         "        if False:",
     ),
@@ -258,10 +259,10 @@ MISTAKES = (
         "            self._vacate(sequence)\n\n    def _vacate",
     ),
     Mistake(
-        "a block is freed twice",
+        "a block is freed for one who may have another one's",
         BLOCKS,
-        "                self._empty.append(block)\n\n    def take_use",
-        "                self._empty += (block, block)\n\n    def take_use",
+        "                self._empty[block] = None\n\n    def take_use",
+        "                self._empty[block - block % 2] = None\n\n    def take_use",
     ),
     Mistake(
         "a preempted sequence goes on where it was",
@@ -682,6 +683,13 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "who waits for blocks that stages had is not looked after when they are given back",
+        BATCHING,
+        "        steps, waited_s = self._steps(now_s)\n        return Due(steps, ",
+        "        steps, waited_s = (), ()\n        return Due(steps, ",
+        AHEAD,
+    ),
+    Mistake(
         "what is there of a sequence to come is taken, and for nothing",
         INCOMING,
         "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",
@@ -788,6 +796,13 @@ MISTAKES = (
         SHARES,
         "router.held[name] = max(share, router.holds(name))",
         "router.held[name] = share",
+        DOORS,
+    ),
+    Mistake(
+        "a controller that has just begun takes the router that it hears first to be the only one",
+        SHARES,
+        "there = len(self.names)",
+        "there = len(self._routers)",
         DOORS,
     ),
     Mistake(
