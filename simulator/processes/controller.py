@@ -17,7 +17,14 @@ from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.exchange import Checkpoint, Grant, KvMember, KvSource, ResumeQuestion
+from services.common.exchange import (
+    Checkpoint,
+    GenerationView,
+    Grant,
+    KvMember,
+    KvSource,
+    ResumeQuestion,
+)
 from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -55,7 +62,7 @@ from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.departure.schedule import at_once, cheapest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
-from services.controller.core.ledger.records import HeadBound, Record
+from services.controller.core.ledger.records import Forgotten, HeadBound, Kept, Record
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.copying import Heir
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
@@ -107,6 +114,17 @@ class ControllerMonitor(Protocol):
     def answers(self, question: Question, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
     def adopted(self, serving: dict[str, str]) -> None: ...
+
+
+def stored(records: Sequence[Record], name: str) -> GenerationView | None:
+    """What has left memory for the store, where it was not deleted since."""
+    mine = (record for record in reversed(records) if record.generation_id == name)
+    for record in mine:
+        if isinstance(record, Kept):
+            return record.view
+        if isinstance(record, Forgotten):
+            return None
+    return None
 
 
 class SimulatedController(Process):
@@ -334,8 +352,9 @@ class SimulatedController(Process):
         try:
             now_s = self.clock.now_s
             outcome = self.ledger.view(name, self.cluster.view.heads(now_s), now_s)
-        except ShuntError as error:
-            reply(error)
+        except NotFound as error:
+            unknown = error
+            self._commit(Outcome(None), lambda _: reply(stored(self.records, name) or unknown))
             return
         self._commit(outcome, reply)
 
@@ -348,6 +367,16 @@ class SimulatedController(Process):
             reply(error)
             return
         self._commit(outcome, reply)
+
+    def claim_background(self, reply: Reply, at_most: int) -> None:
+        """A router asks for what runs unread and has lost its reader."""
+        now_s = self.clock.now_s
+        heads = self.cluster.view.heads(now_s)
+        self._commit(self.ledger.claim_background(heads, now_s, at_most), reply)
+
+    def delete(self, reply: Reply, name: str) -> None:
+        """Nothing of a generation is to be left."""
+        self._commit(self.ledger.delete(name, self.clock.now_s), reply)
 
     # What the cluster asks
 

@@ -129,7 +129,7 @@ class Ledger:
             self._background.remove(name)
         if entry is None:
             return
-        entry.touched_s = now_s
+        entry.hear(now_s)
         self._running.place(name, entry, False)
         if isinstance(record, HeadBound):
             entry.give_to(record, 1)
@@ -192,7 +192,7 @@ class Ledger:
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
             return refused(checkpoint, refusal, entry.lengths)
-        entry.touched_s = now_s
+        entry.hear(now_s)
         entry.begun, entry.moved_by = True, checkpoint.moved_by
         self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
@@ -260,7 +260,7 @@ class Ledger:
         elif not entry.is_for(question.request):
             raise AlreadyExists("another request has this id", field="generation_id")
         entry.compare(question.held)
-        entry.touched_s = now_s
+        entry.hear(now_s)
         self._set_unread(entry, False, now_s)
         entry.handed_on = question.handed_on
         if entry.finished:
@@ -485,7 +485,7 @@ class Ledger:
         old += outlived(still_open, settings, now_s)
         for entry in still_open.values():
             unbegun = not (entry.begun or entry.unread)
-            if unbegun and now_s - entry.touched_s >= settings.unbegun_s:
+            if unbegun and now_s - entry.heard_s >= settings.unbegun_s:
                 self._set_unread(entry, True, now_s)
         self._abandoned.forget(now_s)
         self._complaints.forget(now_s)
