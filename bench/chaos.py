@@ -36,6 +36,7 @@ from services.common.roles import Role
 STREAMS = 8
 LEAST_PROGRESS = 3
 VICTIMS_WITHIN_S = 60.0
+SOLO_TRIES = 20
 KINDS = ("single", "prelude", "solo", "pair")
 
 
@@ -292,12 +293,14 @@ async def _schedule(
 
 
 async def _solo(killer: Killer, randomness: random.Random) -> None:
-    """A kill while the other pipeline is down, which a kill before it sees to."""
-    while True:
+    """A kill while the other pipeline is down, which a kill before it sees to. Raises TimeoutError
+    where that one is there again too soon, time after time."""
+    for _ in range(SOLO_TRIES):
         await killer.kill("prelude")
         await asyncio.sleep(randomness.uniform(0.5, 1.2))
         if await killer.kill("solo"):
             return
+    raise TimeoutError(f"{SOLO_TRIES} times both pipelines served before one could be killed alone")
 
 
 def _report(killer: Killer, load: Load, history: History) -> dict[str, Any]:

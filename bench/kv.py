@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from math import inf
@@ -140,20 +140,36 @@ async def both(
         yield client, running
 
 
+def begun(pairs: int, limit_s: float, clock: Callable[[], float]) -> Iterator[int]:
+    """Numbers of so many pairs; behind `limit_s` none begins but the first."""
+    until_s = clock() + limit_s
+    for pair in range(pairs):
+        if pair and clock() >= until_s:
+            return
+        yield pair
+
+
 async def run_streams(
-    pairs: int, ways: Sequence[str], streams: int, contexts: Sequence[int], store: Path | None
+    pairs: int,
+    ways: Sequence[str],
+    streams: int,
+    contexts: Sequence[int],
+    store: Path | None,
+    limit_s: float = inf,
 ) -> dict[str, Any]:
-    """The report of many at once."""
+    """The report of many at once; behind `limit_s` no pair begins."""
     found: dict[str, list[kv_streams.Crowd]] = {way: [] for way in ways}
     asked = [contexts[number % len(contexts)] for number in range(streams)]
+    moved_pairs = 0
     async with both(ways, store) as (client, running):
-        for pair in range(pairs):
+        for pair in begun(pairs, limit_s, time.monotonic):
+            moved_pairs += 1
             for way in ways[:: 1 if pair % 2 else -1]:
                 moved = await kv_streams.move_all(running[way], client, asked, 1_000 * pair)
                 found[way].append(moved)
                 shown = {**asdict(moved), "texts": len(moved.texts), "way": way}
                 print(json.dumps(shown), file=sys.stderr, flush=True)
-    report = {"pairs": pairs, "streams": streams, "contexts": list(contexts)}
+    report = {"pairs": moved_pairs, "streams": streams, "contexts": list(contexts)}
     return {**report, **kv_streams.compared(found, asked)}
 
 
@@ -166,12 +182,10 @@ async def run(
 ) -> dict[str, Any]:
     """The report of one at a time; behind `limit_s` no pair begins."""
     found: dict[tuple[int, str], list[Move]] = {}
-    different, until_s = 0, time.monotonic() + limit_s
+    different = moved_pairs = 0
     async with both(ways, store) as (client, running):
-        for pair in range(pairs):
-            if pair and time.monotonic() >= until_s:
-                pairs = pair
-                break
+        for pair in begun(pairs, limit_s, time.monotonic):
+            moved_pairs += 1
             for context in contexts:
                 texts = []
                 for way in ways[:: 1 if pair % 2 else -1]:
@@ -182,7 +196,7 @@ async def run(
                     print(json.dumps(shown), file=sys.stderr, flush=True)
                 common = min(map(len, texts))
                 different += texts[0][:common] != texts[1][:common]
-    report: dict[str, Any] = {"pairs": pairs, "different": different}
+    report: dict[str, Any] = {"pairs": moved_pairs, "different": different}
     for context in contexts:
         by_way = {way: figures(found[context, way]) for way in ways}
         first, second = (by_way[way]["gap_s"]["p50"] for way in ways)
@@ -198,6 +212,7 @@ async def _main(arguments: argparse.Namespace) -> int:
             arguments.streams,
             arguments.contexts,
             arguments.store,
+            arguments.limit_s,
         )
     else:
         report = await run(

@@ -14,7 +14,8 @@ from simulator.environment.environment import Environment
 from simulator.environment.network import Process
 from simulator.environment.settings import SimulationSettings
 from simulator.processes.client import Client, ClientMonitor
-from simulator.processes.controller import ControllerMonitor, SimulatedController
+from simulator.processes.controller import SimulatedController
+from simulator.processes.controlling import ControllerMonitor
 from simulator.processes.engine import HeadMonitor, SimulatedEngine
 from simulator.processes.placement import SimulatedPlacement
 from simulator.processes.provider import SimulatedProvider

@@ -286,11 +286,19 @@ def demo(
 @app.command()
 def node(
     controller: Annotated[
-        str, typer.Option(help="host:port of the controller, or of several, between commas.")
-    ] = "",
+        str,
+        typer.Option(
+            help="host:port of the controller, or of several, between commas.",
+            envvar="SHUNT_NODE_CONTROLLER",
+        ),
+    ],
     store: Annotated[
-        str, typer.Option(help="The store of models: a path, file:// or s3://bucket/prefix.")
-    ] = "",
+        str,
+        typer.Option(
+            help="The store of models: a path, file:// or s3://bucket/prefix.",
+            envvar="SHUNT_NODE_STORE",
+        ),
+    ],
     metadata: Annotated[str, typer.Option(help="URL of the cloud's metadata service.")] = "",
     certificates: Annotated[
         str, typer.Option(help="Directory of certificate.pem, key.pem and authority.pem.")

@@ -85,6 +85,10 @@ class Formations:
                 moves = self._departures.end(action.formation_id)
                 self._begin(self._drain(action, moves), action.head.node_id)
 
+    def look(self) -> None:
+        """Something has happened to the cluster."""
+        self._departures.forget_stayed()
+
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
             if isinstance(action, LoadStage):

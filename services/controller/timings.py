@@ -55,6 +55,8 @@ class TimingSettings(ServiceSettings):
     """A load that reports no progress for this long has failed."""
     form_timeout_s: float = Field(default=10.0, gt=0, le=600)
     """Deadline of an engine's answer to Form."""
+    engine_describe_timeout_s: float = Field(default=1.0, gt=0, le=600)
+    """Deadline of its answer to Describe."""
     dissolve_timeout_s: float = Field(default=1.0, gt=0, le=600)
     """Deadline of its answer to Dissolve."""
     drain_timeout_s: float = Field(default=10.0, gt=0, le=600)
@@ -74,6 +76,7 @@ class TimingSettings(ServiceSettings):
             hold_s=self.hold_timeout_s,
             hold_progress_s=self.hold_progress_s,
             form_s=self.form_timeout_s,
+            describe_s=self.engine_describe_timeout_s,
             dissolve_s=self.dissolve_timeout_s,
             drain_s=self.drain_timeout_s,
             cancel_s=self.cancel_timeout_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 import grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -69,8 +69,10 @@ class KvCalls:
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers."""
+        """All members of the heir keep what the source keeps of these, of their layers; who has no
+        formation yet lays them into the same `places` of a cache, if any are said."""
         layout = formation.kv_layout
 
         async def stored(member: KvMember) -> Stored:
@@ -84,6 +86,8 @@ class KvCalls:
                 layers=layers_to(layers),
                 names=names,
                 limit_s=limit_s,
+                blocks=[places[name] for name in names] if places else (),
+                kv_blocks=formation.membership.kv_blocks if places else 0,
             )
             try:
                 async with self._connect(member.address) as channel:

@@ -20,6 +20,7 @@ from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
 from services.engine.core.rate import Rate
 from services.engine.core.shelf import Shelf
 from services.engine.formation import FormationPart
+from services.engine.stage_cache import StageCache
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class KvExchange:
                 for index, data in zip(part, held, strict=True):
                     if not self.shelf.put(layout, blocks[index][0], layers, data, self._clock()):
                         return index
+            formation.keeps(number, blocks)
             return lacking[room] if room < len(lacking) else len(blocks)
         finally:
             if last:
@@ -190,21 +192,40 @@ class KvExchange:
         limit_s: float,
     ) -> Filled:
         """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
-        comes within the limit. Raises what `FormationPart.import_blocks` does."""
-        filled = fetched_bytes = 0
-        names = [name for name, _ in blocks]
+        comes within the limit, but for those that hold it already. Raises what
+        `FormationPart.import_blocks` does."""
+        came = fetched_bytes = 0
+        contents = formation.contents
+        lacking = [index for index, block in enumerate(blocks) if block not in contents]
+        names = [blocks[index][0] for index in lacking]
         layout, layers = formation.kv_layout, formation.layers
         gathered = self._gathered(source, layout, layers, names, limit_s, waits=True)
         async with aclosing(gathered):
             async for part in gathered:
-                places = [block for _, block in blocks[filled : filled + len(part.data)]]
+                places = [blocks[index][1] for index in lacking[came : came + len(part.data)]]
                 for start in range(0, len(places), FILLED_AT_ONCE):
                     end = start + FILLED_AT_ONCE
                     await formation.import_blocks(number, places[start:end], part.data[start:end])
-                filled += len(places)
+                came += len(places)
                 fetched_bytes += part.fetched_bytes
+        filled = lacking[came] if came < len(lacking) else len(blocks)
         self.filled_blocks += filled
         return Filled(filled, fetched_bytes)
+
+    async def lay(
+        self, cache: StageCache, layout: KvLayout, layers: range, blocks: Sequence[NamedBlock]
+    ) -> None:
+        """Has what is kept here of blocks lie in a cache that no formation has yet, as far as it is
+        in one piece. Raises what `StageCache.lay` does."""
+        lacking = [block for block in blocks if block not in cache.contents]
+        for start in range(0, len(lacking), FILLED_AT_ONCE):
+            part = lacking[start : start + FILLED_AT_ONCE]
+            gathering = Gathering(layout, layers, [name for name, _ in part])
+            self._put_own(gathering, layout, layers, [name for name, _ in part])
+            whole = gathering.whole
+            there = whole and await cache.lay(part[:whole], gathering.data(whole))
+            if not there or whole < len(part):
+                return
 
     async def store(
         self,

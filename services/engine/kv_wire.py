@@ -94,6 +94,16 @@ def chains_from(messages: Iterable[engine_pb2.KvChain]) -> tuple[tuple[bytes, ..
     return chains
 
 
+def laid_from(message: engine_pb2.StoreKvRequest) -> tuple[NamedBlock, ...]:
+    """Where what is to be kept is to lie, too. Raises InvalidArgument where that is said of some
+    alone, of one twice, or of two in one place."""
+    if message.blocks and len(message.blocks) != len(message.names):
+        raise InvalidArgument("every block has a place, or none has", field="blocks")
+    if len(set(message.blocks)) < len(message.blocks):
+        raise InvalidArgument("each place has one block", field="blocks")
+    return tuple(zip(message.names, message.blocks, strict=False))
+
+
 def layout_to(layout: KvLayout) -> engine_pb2.KvLayout:
     return engine_pb2.KvLayout(
         form=layout.form,

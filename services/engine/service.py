@@ -185,13 +185,16 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def StoreKv(
         self, request: engine_pb2.StoreKvRequest, context: Context
     ) -> engine_pb2.StoreKvResponse:
+        layout, layers = kv_wire.layout_from(request.layout), kv_wire.layers_from(request.layers)
+        laid = kv_wire.laid_from(request)
         stored = await self._engine.kv.store(
             common_wire.kv_source_from(request.source),
-            kv_wire.layout_from(request.layout),
-            kv_wire.layers_from(request.layers),
+            layout,
+            layers,
             tuple(request.names),
             kv_wire.limit_from(request.limit_s),
         )
+        await self._engine.lay(layout, layers, request.kv_blocks, laid[: stored.blocks])
         return engine_pb2.StoreKvResponse(
             stored=stored.blocks, fetched_bytes=stored.fetched_bytes, full=stored.full
         )

@@ -11,11 +11,12 @@ from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
 from tests.mesh.lasting import lasting
+from tests.mesh.slowness import slowness
 
 TOKENS = 700
-LASTS_S = 12.0
+LASTS_S, NOTICE_S = 12.0, 20.0
 """A node has to start and load, and blocks to go ahead, before a hand-over begins: a stream that is
-over by then moves nowhere."""
+over by then moves nowhere, and a notice that is over by then takes the pipeline away."""
 
 
 async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
@@ -42,7 +43,8 @@ async def _sampled(controller: Any) -> dict[str, int]:
 async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    asked = await lasting(client, ready.url(), TOKENS, LASTS_S)
+    slow = await slowness()
+    asked = await lasting(client, ready.url(), TOKENS, slow * LASTS_S)
     bodies, expected = asked.bodies, asked.expected
     before_events = len(await _events(controller))
     before = await _sampled(controller)
@@ -57,7 +59,7 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     pipeline = next(p for p in status["pipelines"] if p["id"] == carried[records[0].generation_id])
     moving = [r for r in records if carried[r.generation_id] == pipeline["id"]]
     tail = pipeline["stages"][-1]["node"]
-    await ready.shunt("interrupt", tail, "--notice", "20")
+    await ready.shunt("interrupt", tail, "--notice", str(slow * NOTICE_S))
     await asyncio.gather(*tasks)
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error

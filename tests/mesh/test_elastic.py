@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bench import elastic
+from tests.mesh.slowness import slowness
 
 PATIENCE_S = 120.0
-IMPORTS_S = 2.0
-"""An engine is imported within this where the market's times are long enough."""
-LONGEST = 2.0
-ENGINE = (sys.executable, "-c", "import services.engine.__main__")
-
-
-async def slowness() -> float:
-    """How many times more time this machine needs, just now."""
-    began_s = time.monotonic()
-    engine = await asyncio.create_subprocess_exec(*ENGINE)
-    assert await engine.wait() == 0
-    return min(max(1.0, (time.monotonic() - began_s) / IMPORTS_S), LONGEST)
 
 
 @pytest.mark.timeout(400)

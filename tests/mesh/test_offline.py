@@ -81,10 +81,15 @@ async def test_each_line_of_a_batch_has_one_answer_whatever_is_killed(
         open_here = {g.generation_id: g.pipeline_id for g in status.generations}
         return {name: at for name, at in open_here.items() if name.startswith("b") and at}
 
-    begun = await running()
-    while not begun:
-        await asyncio.sleep(0.02)
-        begun = await running()
+    async def some() -> dict[str, str]:
+        async with asyncio.timeout(60):
+            found = await running()
+            while not found:
+                await asyncio.sleep(0.02)
+                found = await running()
+        return found
+
+    begun = await some()
     first = _holder(ready, batch["id"])
     await _kill(ready, f"router-{first}")
     api = f"{ready.url(1 - first)}/v1"  # whom nobody has to wait for
@@ -92,8 +97,8 @@ async def test_each_line_of_a_batch_has_one_answer_whatever_is_killed(
         batch = (await _asked(client, f"{api}/batches/{batch['id']}", "GET")).json()
         assert batch["status"] in ("validating", "in_progress"), "it ended before it was disturbed"
         await asyncio.sleep(0.02)
+    busy = min((await some()).values())
     status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
-    busy = next(iter((await running()).values()))
     head = next(n for n in status.nodes if n.pipeline_id == busy and n.stage_index == 0)
     os.kill(head.pid, signal.SIGKILL)
     await _kill(ready, "controller")

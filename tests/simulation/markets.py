@@ -315,7 +315,7 @@ class MarketSchedule:
         controller = self.world.controller
         if not controller.alive or controller.cluster.plan is None:
             return False
-        controller.replan()
+        controller.replans.replan()
         return True
 
     def spends(self) -> bool:
@@ -323,7 +323,7 @@ class MarketSchedule:
         controller = self.world.controller
         if not controller.alive or controller.frozen or controller.cluster.plan is None:
             return False
-        controller.spend(self._spends.choice(BUDGETS))
+        controller.replans.spend(self._spends.choice(BUDGETS))
         return True
 
     def deploys(self) -> bool:

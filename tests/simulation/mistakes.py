@@ -12,6 +12,7 @@ STEPS = "services/controller/core/cluster/steps.py"
 SURPLUS = "services/controller/core/cluster/surplus.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
+MIGRATION = "services/controller/core/ledger/migration.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
 RUNNING = "services/controller/core/ledger/running.py"
 GRANTING = "services/controller/core/ledger/granting.py"
@@ -57,6 +58,7 @@ DOORS = "doors.py"
 BACKGROUND = "services/controller/core/ledger/background.py"
 EVENTS = "services/router/openai/responses/events.py"
 RESPONSES = "responses.py"
+RETENTION = "services/controller/core/ledger/retention.py"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ MISTAKES = (
     ),
     Mistake(
         "every question gets a new epoch",
-        LEDGER,
+        MIGRATION,
         "        if question.last_epoch < entry.epoch:",
         "        if False:",
     ),
@@ -195,8 +197,8 @@ MISTAKES = (
     ),
     Mistake(
         "a head that is not reached for a moment is left",
-        LEDGER,
-        " and question.unheard_s < self.settings.unheard_s:\n",
+        MIGRATION,
+        " and question.unheard_s < self._settings.unheard_s:\n",
         " and question.unheard_s < 0:\n",
         "crowds.py",
     ),
@@ -209,7 +211,7 @@ MISTAKES = (
     ),
     Mistake(
         "who hears nothing from a head that serves gets another epoch",
-        LEDGER,
+        MIGRATION,
         "        if question.reason is LeaveReason.SILENT and not holder.stalled:",
         "        if False:",
     ),
@@ -261,10 +263,10 @@ MISTAKES = (
         "            self._vacate(sequence)\n\n    def _vacate",
     ),
     Mistake(
-        "a block is freed twice",
+        "a block is freed for one who may have another one's",
         BLOCKS,
-        "                self._empty.append(block)\n\n    def take_use",
-        "                self._empty += (block, block)\n\n    def take_use",
+        "                self._empty[block] = None\n\n    def take_use",
+        "                self._empty[block - block % 2] = None\n\n    def take_use",
     ),
     Mistake(
         "a preempted sequence goes on where it was",
@@ -685,6 +687,13 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "who waits for blocks that stages had is not looked after when they are given back",
+        BATCHING,
+        "        steps, waited_s = self._steps(now_s)\n        return Due(steps, ",
+        "        steps, waited_s = (), ()\n        return Due(steps, ",
+        AHEAD,
+    ),
+    Mistake(
         "what is there of a sequence to come is taken, and for nothing",
         INCOMING,
         "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",
@@ -794,6 +803,13 @@ MISTAKES = (
         DOORS,
     ),
     Mistake(
+        "a controller that has just begun takes the router that it hears first to be the only one",
+        SHARES,
+        "there = len(self.names)",
+        "there = len(self._routers)",
+        DOORS,
+    ),
+    Mistake(
         "a controller that has just begun deals out what it has not heard of",
         SHARES,
         "        if len(self._routers) < there:",
@@ -852,7 +868,7 @@ MISTAKES = (
     ),
     Mistake(
         "what was to be stored is forgotten",
-        LEDGER,
+        RETENTION,
         "        if entry is None or not entry.stored:",
         "        if entry is None or entry.stored:",
         RESPONSES,

@@ -308,6 +308,16 @@ class GenerationOracle(Watch):
         """No stage touches these any more for what it did not answer."""
         self._unanswered[formation_id].subtract(block for _, block in blocks)
 
+    def rests(self, batching: Batching) -> None:
+        """Nothing that happens at a head is to be done yet. What waits or runs there waits for a
+        step, or for blocks that stages have."""
+        lead = batching.lead
+        if lead is None or lead.scheduler.in_flight or lead.incoming._awaited:
+            return
+        lent = self._unanswered[lead.formation_id] + self._being_kept[lead.formation_id]
+        if lead.scheduler.has_work and not lent:
+            self.fail(8, f"{lead.formation_id} stands still, and something waits there")
+
     def copied(self, name: bytes, kept: bytes, held: bytes) -> None:
         """A stage has this of a block, of which the first one is kept."""
         if kept != held:

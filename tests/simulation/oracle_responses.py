@@ -15,7 +15,7 @@ from services.common.generation import GenerationRequest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.records import Kept, Record
 from services.router.openai.responses.events import told_of
-from simulator.processes.controller import stored
+from simulator.processes.journaling import stored
 from simulator.processes.stages import VOCABULARY
 
 ENDS = (b"event: response.completed", b"event: response.incomplete", b"event: response.failed")
@@ -121,7 +121,7 @@ class ResponseOracle(Oracle):
         try:
             return controller.ledger.view(name, (), self._now_s).reply
         except NotFound:
-            under_way = [record for records, _ in controller._pending for record in records]
+            under_way = [record for records, _ in controller.pending for record in records]
             return stored([*controller.records, *under_way], name)
 
 

@@ -165,7 +165,7 @@ class SplitSchedule:
         if not controller.alive or controller.frozen or controller.cluster.plan is None:
             return
         if controller.cluster.settings.strategy.weights_stay:
-            controller.replan()
+            controller.replans.replan()
             return
         plan = controller.cluster.plan
         (deployment,) = plan.deployments

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from services.cli import __main__ as cli
 from services.cli.mesh_directory import MeshDirectory, MeshState
@@ -130,6 +131,23 @@ def test_ports_of_http_and_grpc_may_not_overlap(tmp_path: Path) -> None:
     told = _run("up", "--data-dir", str(tmp_path), *arguments)
     assert "overlap" in told
     assert "CODE 1" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "lacking"),
+    [
+        ((), {}, "--controller"),
+        (("--controller", "10.0.0.5:7002"), {}, "--store"),
+        ((), {"SHUNT_NODE_CONTROLLER": "10.0.0.5:7002"}, "--store"),
+    ],
+)
+def test_a_node_that_is_not_told_what_it_needs_names_the_option(
+    given: tuple[str, ...], environment: dict[str, str], lacking: str
+) -> None:
+    nothing = {"SHUNT_NODE_CONTROLLER": None, "SHUNT_NODE_STORE": None}
+    told = CliRunner().invoke(cli.app, ["node", *given], env={**nothing, **environment})
+    assert told.exit_code == 2
+    assert f"Missing option '{lacking}'" in told.output
 
 
 def test_a_services_own_commands_are_mounted() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from services.common.errors import Unavailable
@@ -39,6 +39,8 @@ class Head:
         self.blocks, self.size_bytes, self.took_s = 30, 4000, 0.0
         """Of what goes ahead."""
         self.blocks_of = {"long": 6}
+        self.meanwhile: Callable[[], object] = lambda: None
+        """What happens while blocks go ahead."""
         self.measured = 0
         """How often it was asked for the size of its blocks."""
         self.drains: list[tuple[str, ...]] = []
@@ -72,6 +74,7 @@ class Head:
         max_rounds: int = 0,
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
+        self.meanwhile()
         self.now_s += self.took_s
         return WentAhead(
             2, self.blocks, 20, self.size_bytes, 0.25, self.over, blocks_of=self.blocks_of
@@ -96,7 +99,12 @@ class Cluster:
     def __init__(self, block_bytes: int | None = 100) -> None:
         self.departed_from: list[str] = []
         self.block_bytes = block_bytes
+        self.stays = False
+        """Nothing leaves the formation after all."""
         self.view = self
+
+    def goes(self, formation_id: str) -> bool:
+        return not self.stays
 
     def runs_at(self, formation_id: str) -> Any:
         return RunsAt("p", MODEL, self.block_bytes)
@@ -229,9 +237,35 @@ async def test_what_goes_ahead_while_others_leave_is_noted_beside_what_was_pushe
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
     leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
-    pushed = leaving._ahead.setdefault("f", {"late": 3})
+    pushed: dict[str, int] = {}
+
+    def departs() -> None:
+        nonlocal pushed
+        pushed = leaving._ahead.setdefault("f", {"late": 3})
+
+    head.meanwhile = departs
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
     assert pushed == {"late": 3, "long": 6}
+
+
+async def test_what_went_ahead_of_a_hand_over_that_was_withdrawn_counts_no_more() -> None:
+    """Another one may have other heirs, and shelves keep blocks for some seconds alone."""
+    disk: Any = Disk()
+    events, head, cluster = EventLog(disk, lambda: 0.0, 100), Head([LONG]), Cluster()
+    leaving = departures(head, cluster, events, "auto", SLOW, {"long": other("f2")})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    leaving.forget_stayed()
+    assert leaving._ahead == {"f": {"long": 6}}
+    cluster.stays = True
+    leaving.forget_stayed()
+    assert leaving._ahead == {}
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {}, "it was withdrawn while they went"
+    cluster.stays = False
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    head.blocks_of = {"other": 2}
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {"f": {"other": 2}}, "of the next one its own alone"
 
 
 def other(formation: str) -> ServingHead:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def test_speeds_become_nodes() -> None:
     cluster = settings.cluster(FACTS)
     assert (cluster.expected_nodes, cluster.first.facts.context_length) == (3, 512)
     assert cluster.can_launch
+
+
+def test_each_deadline_of_an_engines_answers_is_a_setting() -> None:
+    deadlines = asdict(ControllerSettings().engine_timeouts)
+    named = dict.fromkeys(deadlines) | {
+        "hold_progress_s": "hold_progress_s",
+        "describe_s": "engine_describe_timeout_s",
+    }
+    for number, (name, setting) in enumerate(named.items(), 11):
+        chosen = ControllerSettings.model_validate(
+            {setting or f"{name.removesuffix('_s')}_timeout_s": number}
+        )
+        assert asdict(chosen.engine_timeouts) == deadlines | {name: number}
 
 
 def test_containers_are_launched_as_local_nodes_are() -> None:

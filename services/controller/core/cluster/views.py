@@ -234,6 +234,12 @@ class View:
         block_bytes = formation.kv_block_bytes if formation is not None else 0
         return RunsAt(pipeline.pipeline_id, pipeline.model, block_bytes)
 
+    def goes(self, formation_id: str) -> bool:
+        """What a formation runs will leave it, as far as is known by now: it is handed over, or it
+        departs."""
+        pipeline = self._state.pipeline(formation_id)
+        return pipeline is not None and (pipeline.handover is not None or pipeline.departing)
+
     def members(self, formation_id: str) -> tuple[Member, ...]:
         """Of a formation that lives; none of one that is not known."""
         pipeline = self._state.pipeline(formation_id)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import InvalidArgument
 from services.common.exchange import MovedBy
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
-from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.ledger.records import Granted, HeadBound
 
 
@@ -204,26 +203,3 @@ class JournalEntry:
         if request is None:
             return True
         return replace(request, numerics_class=self.request.numerics_class) == self.request
-
-
-def outlived(
-    entries: Mapping[str, JournalEntry], settings: LedgerSettings, now_s: float
-) -> list[str]:
-    """Which of those that have not ended, in the order they came, are kept no longer: what nobody
-    has touched for long, and the first of too many that are parked and wait for their readers."""
-    parked = [
-        name
-        for name, entry in entries.items()
-        if entry.sealed and entry.unread and not entry.request.runs_unread
-    ]
-    surplus = set(parked[: max(0, len(parked) - settings.max_parked)])
-
-    def stays_s(entry: JournalEntry) -> float:
-        unread = entry.request.runs_unread
-        return settings.stored_retention_s if unread else settings.parked_retention_s
-
-    return [
-        name
-        for name, entry in entries.items()
-        if name in surplus or now_s - entry.touched_s >= stays_s(entry)
-    ]

@@ -25,19 +25,14 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
-    LeaveReason,
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason, ModelRef
 from services.controller.core.departure.move import Stream
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.background import Background
-from services.controller.core.ledger.entry import JournalEntry, outlived
-from services.controller.core.ledger.granting import (
-    Complaints,
-    Patience,
-    is_expected,
-)
+from services.controller.core.ledger.entry import JournalEntry
+from services.controller.core.ledger.migration import Migration
 from services.controller.core.ledger.observed import Observed
 from services.controller.core.ledger.outcomes import (
     Coming,
@@ -59,11 +54,9 @@ from services.controller.core.ledger.records import (
     Record,
     Sealed,
 )
+from services.controller.core.ledger.retention import Retention
 from services.controller.core.ledger.running import Running
 from services.controller.core.ledger.streams import streams_of
-
-STORED_AT_ONCE = 64
-"""Each is written anew as a whole."""
 
 
 class Ledger:
@@ -74,12 +67,11 @@ class Ledger:
         self._entries: dict[str, JournalEntry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
-        self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
-        self._patience = Patience(settings.own_arithmetic_s)
-        self._doubts = Patience(settings.doubt_s)
         self._running = Running()
+        self._migration = Migration(settings, self._running)
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
+        self._retention = Retention(settings, self._entries, self._ended, self._tombstones)
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
         self._background = Background(settings.claim_s)
         self.observed = Observed()
@@ -113,9 +105,7 @@ class Ledger:
                 self._running.place(name, gone, False)
             self._abandoned.remove(name)
             self._background.remove(name)
-            self._patience.over(name)
-            self._doubts.over(name)
-            self._running.over(name)
+            self._migration.over(name)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
@@ -267,72 +257,13 @@ class Ledger:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
-        formation_id = entry.formation_id or question.left_formation_id
-        own = (head for head in heads if head.route.model == entry.request.model)
-        holder = next((h for h in own if h.route.formation_id == formation_id), None)
-        if holder is None or entry.sealed:
-            return self._move(entry, question, heads, now_s, coming)
-        if question.last_epoch < entry.epoch:
-            return _same(entry, holder) if holder.takes_new or holder.departs else None
-        if holder.hands_over and question.left_formation_id:
-            return None  # its seal is on the way: no position shall be sampled twice
-        if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
-            return self._move(entry, question, heads, now_s, coming)
-        if question.reason is LeaveReason.SILENT and not holder.stalled:
-            return _same(entry, holder)  # slow is not dead
-        others = [head for head in heads if head is not holder]
-        if others and not holder.stalled and question.unheard_s < self.settings.unheard_s:
-            if self._doubts.waits(name, now_s):
-                return None  # if it died, that is known in a moment
-            self._doubts.over(name)
-            return _same(entry, holder)
-        granted = self._grant_elsewhere(entry, question, heads, now_s, coming, left=holder)
-        if granted is None and not holder.stalled:
-            return _same(entry, holder)  # another epoch there would bring its reader no nearer
-        return granted
-
-    def _move(
-        self,
-        entry: JournalEntry,
-        question: ResumeQuestion,
-        heads: Sequence[ServingHead],
-        now_s: float,
-        coming: Coming,
-    ) -> Outcome[Grant] | None:
-        """Elsewhere; who leaves a formation that served it to the end waits for what follows it, or
-        all would be moved to those that are left, and from these again. What was handed on waits
-        for nothing: others of the plan serve on."""
-        leaves = not question.left_formation_id and not entry.handed_on
-        if leaves and any(head.switching for head in heads):
+        decision = self._migration.decide(entry, question, heads, now_s, coming)
+        if decision is None:
             return None
-        return self._grant_elsewhere(entry, question, heads, now_s, coming)
-
-    def _grant_elsewhere(
-        self,
-        entry: JournalEntry,
-        question: ResumeQuestion,
-        heads: Sequence[ServingHead],
-        now_s: float,
-        coming: Coming,
-        left: ServingHead | None = None,
-    ) -> Outcome[Grant] | None:
-        """At the best head, but the one it leaves, that no reader has left of late; not yet at one
-        of other arithmetic while one of its own is expected."""
-        suspects = self._complaints.suspects_with(question, now_s)
-        trusted = [
-            head for head in heads if head is not left and head.route.formation_id not in suspects
-        ]
-        head, had = self._running.best(entry, question, trusted, heads), entry.numerics_class
-        if head is None:
-            return None
-        other = bool(had) and had != head.numerics_class
-        if (
-            other
-            and is_expected(entry.request, had, heads, coming)
-            and self._patience.waits(question.generation_id, now_s)
-        ):
-            return None
-        return self._grant(entry, question, head, now_s)
+        if not decision.moves:
+            granted = entry.spans(entry.base_lengths)  # as it was
+            return Outcome(Grant(entry.epoch, decision.head.route, granted))
+        return self._grant(entry, question, decision.head, now_s)
 
     def _grant(
         self, entry: JournalEntry, question: ResumeQuestion, head: ServingHead | None, now_s: float
@@ -351,9 +282,7 @@ class Ledger:
             head.numerics_class if head is not None else "",
         )
         had = entry.classes[-1:]
-        self._patience.over(name)
-        self._doubts.over(name)
-        self._running.over(name)
+        self._migration.over(name)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -471,54 +400,14 @@ class Ledger:
 
     def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""
-        settings = self.settings
-        surplus = len(self._ended) - settings.max_ended
-        over_bytes = sum(map(self._stored_bytes, self._ended)) - settings.max_ended_bytes
-        old = []
-        for number, name in enumerate(self._ended):
-            size_bytes = self._stored_bytes(name)
-            crowds = number < surplus or (size_bytes > 0 and over_bytes > 0)
-            if crowds or now_s - self._last_s(name) >= self._stays_s(name):
-                old.append(name)
-                over_bytes -= size_bytes
-        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
-        old += outlived(still_open, settings, now_s)
-        for entry in still_open.values():
+        leave = self._retention.leaving(now_s, at_most)
+        for entry in self._retention.still_open().values():
             unbegun = not (entry.begun or entry.unread)
-            if unbegun and now_s - entry.heard_s >= settings.unbegun_s:
+            if unbegun and now_s - entry.heard_s >= self.settings.unbegun_s:
                 self._set_unread(entry, True, now_s)
         self._abandoned.forget(now_s)
-        self._complaints.forget(now_s)
-        waits = set([name for name in old if self._stored_bytes(name)][STORED_AT_ONCE:])
-        leave = [name for name in old if name not in waits][:at_most]
-        return Outcome(None, self._commit([self._laid_aside(name) for name in leave], now_s))
-
-    def _laid_aside(self, name: str) -> Record:
-        """What becomes of a generation that leaves memory."""
-        entry = self._entries.get(name)
-        if entry is None or not entry.stored:
-            return Forgotten(name)
-        ended = entry.finished and name not in self._tombstones
-        state = GenerationState.FINISHED if ended else GenerationState.CANCELLED
-        view = GenerationView(entry.request, entry.spans(), entry.epoch, None, state, entry.classes)
-        return Kept(name, view)
-
-    def _stays_s(self, name: str) -> float:
-        """So long an ended generation stays in memory."""
-        entry, settings = self._entries.get(name), self.settings
-        stored = entry is not None and entry.stored
-        return min(settings.kept_after_s, settings.retention_s) if stored else settings.retention_s
-
-    def _stored_bytes(self, name: str) -> int:
-        """What an ended generation that is stored holds of memory, beside its ids."""
-        entry = self._entries.get(name)
-        terms = entry.request.response if entry is not None else None
-        return len(terms.details) if terms is not None and terms.store else 0
-
-    def _last_s(self, name: str) -> float:
-        """When an ended generation was cancelled, or last asked for."""
-        cancelled_s = self._tombstones.get(name)
-        return self._entries[name].touched_s if cancelled_s is None else cancelled_s
+        self._migration.forget(now_s)
+        return Outcome(None, self._commit(leave, now_s))
 
     def streams(self, formation_id: str) -> tuple[Stream, ...]:
         """Generations that run there."""
@@ -542,8 +431,3 @@ class Ledger:
         """Where every generation stands."""
         serving = {head.route.formation_id for head in heads}
         return population_of(self._entries, self._ended, self._tombstones, serving)
-
-
-def _same(entry: JournalEntry, holder: ServingHead) -> Outcome[Grant]:
-    """The epoch there is, as it was granted."""
-    return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))

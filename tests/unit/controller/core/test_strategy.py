@@ -29,7 +29,7 @@ from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt
 from services.controller.core.strategy import FULL, STRATEGIES, Strategy
 from services.controller.settings import ControllerSettings
 from tests.unit.controller.core.cluster.test_changes import ALONE, carry_out, serving
-from tests.unit.controller.core.ledger.test_ledger import MODEL, REQUEST, A, B
+from tests.unit.controller.core.ledger.book import MODEL, REQUEST, A, B
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,

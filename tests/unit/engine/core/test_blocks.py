@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.engine.core import blocks as blocks_module
 from services.engine.core.blocks import BlockAllocator, CacheUse, OutOfBlocks, blocks_for
 
 
@@ -29,6 +30,21 @@ def test_no_block_is_handed_out_twice_and_all_come_back(count: int, moves: list[
         allocator.release(blocks)
     assert allocator.free_count == count
     assert sorted(allocator.allocate(count)) == list(range(count))
+
+
+def test_who_wants_what_may_lie_in_a_place_takes_that_block_while_it_is_empty() -> None:
+    """Others take it last, and what is no block of these counts for nothing."""
+    allocator = BlockAllocator(6, places={b"a": 0, b"b": 1, b"c": 9})
+    assert allocator.allocate(3) == [2, 3, 4]
+    assert allocator.allocate(2, [b"c", b"b"]) == [5, 1]
+    allocator = BlockAllocator(6, places={b"a": 0, b"b": 1})
+    first = allocator.allocate(5)
+    assert set(first) == {0, 2, 3, 4, 5}
+    assert allocator.allocate(1, [b"a", b"b"]) == [1], "whose place is taken has another"
+    allocator.release(first)
+    assert 0 not in allocator.allocate(1, [b"a"]), "it was asked for, and may hold anything"
+    with pytest.raises(OutOfBlocks):
+        allocator.allocate(6, [b"a"])
 
 
 def chain(text: str) -> list[bytes]:
@@ -117,6 +133,21 @@ def test_two_that_computed_the_same_go_on_with_one_block() -> None:
 
 def test_without_sharing_nothing_may_be_shared() -> None:
     assert BlockAllocator(4, sharing=False).shares_left == 0
+
+
+def test_what_is_lent_beyond_the_limit_leaves_nothing_to_share_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks_module, "MAX_SHARES", 1)
+    allocator = BlockAllocator(4)
+    blocks, _ = take(allocator, "abc")
+    left = [allocator.shares_left]
+    allocator.share(blocks)
+    left.append(allocator.shares_left)
+    for block in blocks:
+        allocator.release([block])
+        left.append(allocator.shares_left)
+    assert left == [1, 0, 0, 0, 1]
 
 
 def test_a_block_given_back_twice_is_an_error() -> None:

@@ -19,19 +19,39 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def counted_compiler(tmp_path, monkeypatch):
-    """A g++ in front of the real one that writes a line for each run."""
-    real, folder, runs = kernels.shutil.which("g++"), tmp_path / "bin", tmp_path / "runs"
+def put_first(folder, script, monkeypatch):
+    """A g++ of our own in front of the real one."""
     folder.mkdir()
-    script = folder / "g++"
-    script.write_text(f'#!/bin/sh\necho run >> {runs}\nexec {real} -O0 "$@" -O0\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    (folder / "g++").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "g++").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.fixture
+def hasty_compiler(tmp_path, monkeypatch):
+    """The real one, told not to optimise; it writes a line for each run."""
+    real, runs = kernels.shutil.which("g++"), tmp_path / "runs"
+    put_first(tmp_path / "bin", f'echo run >> {runs}\nexec {real} "$@" -O0', monkeypatch)
     return runs
 
 
-def test_processes_that_start_together_build_once(tmp_path, counted_compiler):
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """What the real one makes of the sources, once for all tests of what becomes of a library."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-O0"))
+        built = kernels.build(BEST, tmp_path_factory.mktemp("library"))
+    assert built is not None
+    return built
+
+
+@pytest.fixture
+def compiler(tmp_path, library, monkeypatch):
+    """One that has compiled already: it answers with the library."""
+    put_first(tmp_path / "bin", f'for target; do :; done\nexec cp {library} "$target"', monkeypatch)
+
+
+def test_processes_that_start_together_build_once(tmp_path, hasty_compiler):
     code = (
         "import sys, pathlib; from services.engine.native import kernels as k;"
         "print(k.build(k.supported_levels()[0], pathlib.Path(sys.argv[1])))"
@@ -43,7 +63,7 @@ def test_processes_that_start_together_build_once(tmp_path, counted_compiler):
         outputs = {run.result().stdout for run in runs}
     assert len(outputs) == 1
     assert Path(outputs.pop().decode().strip()).is_file()
-    assert counted_compiler.read_text().count("run") == 1
+    assert hasty_compiler.read_text().count("run") == 1
     assert [path.suffix for path in sorted(cache.iterdir())] == [".so", ""]
 
 
@@ -65,7 +85,7 @@ def test_a_compiler_that_complains_in_another_encoding_falls_back(tmp_path, monk
     assert "does not build" in caplog.text
 
 
-def test_without_a_compiler_the_cache_still_serves(tmp_path, counted_compiler, monkeypatch, caplog):
+def test_without_a_compiler_the_cache_still_serves(tmp_path, compiler, monkeypatch, caplog):
     built = kernels.build(BEST, tmp_path / "cache")
     monkeypatch.setenv("PATH", "")
     assert kernels.build(BEST, tmp_path / "cache") == built
@@ -82,14 +102,16 @@ def test_without_kernels_a_stage_falls_back_to_torch_and_is_exact(
     assert stage.facts.exact
 
 
-def test_a_library_that_does_not_load_falls_back(tmp_path, counted_compiler, caplog):
+def test_a_library_that_does_not_load_falls_back(tmp_path, compiler, caplog):
     kernels.build(BEST, tmp_path).write_bytes(b"not a library")
     assert kernels.load(tmp_path, BEST) is None
     assert "do not load" in caplog.text
 
 
 @pytest.mark.skipif(len(LEVELS) < 2, reason="needs two levels")
-def test_a_compiler_too_old_for_the_best_level_builds_the_next(tmp_path, monkeypatch):
+def test_a_compiler_too_old_for_the_best_level_builds_the_next(
+    tmp_path, hasty_compiler, monkeypatch
+):
     too_new = kernels.Level("new", BEST.cpu_flags, ("-mno-such-instructions",), "new")
     monkeypatch.setattr(kernels, "supported_levels", lambda: (too_new, LEVELS[-1]))
     found = kernels.load(tmp_path)
@@ -110,7 +132,7 @@ def test_a_cache_that_cannot_be_written_falls_back(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("part", ["library", "folder"])
-def test_what_others_may_write_to_is_not_loaded(tmp_path, counted_compiler, part, monkeypatch):
+def test_what_others_may_write_to_is_not_loaded(tmp_path, compiler, part, monkeypatch):
     cache = tmp_path / "cache"
     built = kernels.build(BEST, cache)
     (built if part == "library" else cache).chmod(0o777)
@@ -118,7 +140,7 @@ def test_what_others_may_write_to_is_not_loaded(tmp_path, counted_compiler, part
     assert kernels.build(BEST, cache) is None
 
 
-def test_other_flags_or_sources_mean_another_library(tmp_path, counted_compiler, monkeypatch):
+def test_other_flags_or_sources_mean_another_library(tmp_path, compiler, monkeypatch):
     first = kernels.build(BEST, tmp_path)
     monkeypatch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-g0"))
     second = kernels.build(BEST, tmp_path)

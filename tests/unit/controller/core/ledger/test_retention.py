@@ -21,9 +21,10 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
-from services.controller.core.ledger.ledger import STORED_AT_ONCE, Ledger
+from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.ledger.records import Ended, Forgotten, Kept, Record
+from services.controller.core.ledger.retention import STORED_AT_ONCE
 
 SETTINGS = LedgerSettings(
     retention_s=600.0, kept_after_s=120.0, parked_retention_s=3600.0, stored_retention_s=9000.0
