@@ -245,17 +245,27 @@ class Departures:
             one.generation_id: one.with_blocks(size, positions)
             for one in self._journaled.streams(formation_id)
         }
-        if self._kv.handover != "auto":
-            return at_once(streams.values(), now_s, travels=self._kv.travels)
         rates = self._journaled.rates(runs_at.model, inf)
         if goes_ahead:
+            if self._kv.handover != "auto":
+                return at_once(streams.values(), now_s, travels=self._kv.travels)
             return cheapest(streams.values(), rates, now_s)
-        rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
+        link_bytes_per_s = max(1.0, self._link.bytes_per_s(now_s))
         left = {
             name: streams[name].with_blocks(size, positions, over + BEHIND_BLOCKS).bytes or 0
             for name, over in self._ahead.get(formation_id, {}).items()
             if over and name in streams
         }
+        if self._kv.handover != "auto":
+            return at_once(
+                streams.values(),
+                now_s,
+                travels=self._kv.travels,
+                link_bytes_per_s=link_bytes_per_s,
+                left=left,
+            )
+        fetch_s = self._kv.longest_s(self._cluster.view.ends_at_s(formation_id))
+        rates = replace(rates, link_bytes_per_s=link_bytes_per_s, fetch_s=fetch_s)
         return cheapest(streams.values(), rates, now_s, left)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:

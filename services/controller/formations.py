@@ -153,7 +153,11 @@ class Formations:
         sealed = None
         try:
             sealed = await self._engines.drain(
-                name, action.head, keep_kv=replayed is not None, replayed=replayed or ()
+                name,
+                action.head,
+                keep_kv=replayed is not None,
+                keep_s=kv.lasts_s(name),
+                replayed=replayed or (),
             )
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())

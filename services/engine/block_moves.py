@@ -62,11 +62,17 @@ class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
-        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
+        self,
+        formation: FormationPart,
+        number: int,
+        blocks: Sequence[NamedBlock],
+        *,
+        last: bool,
+        keep_s: float = 0.0,
     ) -> int | None:
-        """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. So many every stage has room for; None: some stage did not answer, and
-        may be at it yet."""
+        """Every stage keeps what it holds of these, for so long at least, those first that come
+        first; behind the last ones nothing more. So many every stage has room for; None: some stage
+        did not answer, and may be at it yet."""
         ...
 
     async def store(
@@ -173,11 +179,12 @@ class BlockMoves:
             self.begin(self._keep_beside(formation, leaving))
 
     async def keep_sealed(
-        self, formation_id: str, replayed: Collection[str], *, last: bool
+        self, formation_id: str, replayed: Collection[str], *, last: bool, keep_s: float = 0.0
     ) -> None:
-        """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more. Before it those are kept that are sealed
-        since the call before; behind it all are, as long as if they came then."""
+        """What was computed of those that are sealed and not `replayed` elsewhere, at every stage
+        and for so long at least; behind the `last` of them there is nothing more. Before it those
+        are kept that are sealed since the call before; behind it all are, as long as if they came
+        then."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
@@ -190,7 +197,7 @@ class BlockMoves:
         self._keeping.update(one.key for one in sealed)
         with self._giving_back(formation), self._batching.kept(sealed) as kept:
             there = await self._computed(formation, kept) and await self._kept(
-                formation, kept, last=last
+                formation, kept, last=last, keep_s=keep_s
             )
         if there and self._copied is not None:
             copying, source, at_s = self._copied
@@ -402,12 +409,16 @@ class BlockMoves:
         if formation is self._headed():
             self._do(self._batching.left(leaving, self._clock()))
 
-    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> int | None:
+    async def _kept(
+        self, formation: FormationPart, leaving: Leaving, *, last: bool, keep_s: float = 0.0
+    ) -> int | None:
         """Every stage keeps so many of these, from the first on; None where one does not answer:
         they stay taken until it does no more."""
         leaving.busy, kept = True, None
         try:
-            kept = await self._kv.keep(formation, leaving.number, leaving.blocks, last=last)
+            kept = await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last, keep_s=keep_s
+            )
             leaving.busy = kept is None
         finally:
             if leaving.busy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from services.common.errors import Unavailable
@@ -12,7 +13,7 @@ from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.link import UNSEEN_BYTES_PER_S
-from services.controller.core.departure.move import Choice, Move, Rates, Stream
+from services.controller.core.departure.move import Choice, Move, Rates, Reason, Stream
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 from services.controller.departures import Departures, Journaled
 from services.controller.engines import Heir, WentAhead
@@ -54,6 +55,7 @@ class Head:
         head: Any,
         *,
         keep_kv: bool = False,
+        keep_s: float = 0.0,
         replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
@@ -101,7 +103,12 @@ class Cluster:
         self.block_bytes = block_bytes
         self.stays = False
         """Nothing leaves the formation after all."""
+        self.ends_s = inf
+        """When its node is taken away."""
         self.view = self
+
+    def ends_at_s(self, formation_id: str) -> float:
+        return self.ends_s
 
     def goes(self, formation_id: str) -> bool:
         return not self.stays
@@ -136,7 +143,7 @@ def departures(
     engines: Any = head
     core: Any = cluster
     clock = lambda: head.now_s  # noqa: E731
-    kv = KvSources(handover, 5.0, clock, lambda _: ())
+    kv = KvSources(handover, 5.0, clock, lambda _: (), fetch_s=60.0)
     return Departures(core, engines, journaled, events, kv=kv, block_positions=16, clock=clock)
 
 
@@ -186,6 +193,7 @@ async def test_what_ends_at_once_is_told_of_each_that_runs() -> None:
 
 
 FEW = Stream("few", 40, (10,), 10_000, 1000.0)
+SLOWEST = Rates(replay_s=0.02, replay_positions_per_s=10.0, push_s=0.06)
 SLOW = Rates(replay_s=0.02, replay_positions_per_s=1000.0, push_s=0.06)
 
 
@@ -216,6 +224,26 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     assert leaving._ahead == {"f": {"long": 6}}
     leaving.forget("f")
     assert leaving._ahead == {}, "it was lost before it was drained"
+
+
+async def test_what_would_not_be_there_in_time_is_replayed() -> None:
+    """However long that takes: what is not there by then is computed all the same, and later. It
+    is no push, and the link is for those who are."""
+    disk: Any = Disk()
+    events, cluster = EventLog(disk, lambda: 0.0, 100), Cluster()
+    large = Stream("large", 16_000, (10,), 10_000, 1000.0)
+    leaving = departures(Head([LONG, large]), cluster, events, "auto", SLOWEST)
+    leaving._link.carried(1_000, 1.0, 0.0)
+    assert replayed(leaving.end("f")) == {"large"}, "100 s of the link, and 60 are waited for"
+    leaving._link.carried(100_000, 10.0, 0.0)
+    cluster.ends_s = 100.0
+    assert replayed(leaving.end("f")) == set()
+    cluster.ends_s = 8.0
+    assert replayed(leaving.end("f")) == {"large"}, "its node is gone before"
+    told = [reason for name, _, reason in await chosen(events) if name == "large"]
+    assert told[0] == told[2] == Reason.LINK.value
+    moves = {move.generation_id: move for move in leaving.end("f")}
+    assert moves["long"].ends_s > moves["long"].begins_s
 
 
 async def test_what_went_ahead_is_known_of_each_generation() -> None:

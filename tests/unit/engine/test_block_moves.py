@@ -124,7 +124,9 @@ class Rig:
         """Blocks that these have had go ahead."""
         return [copied.blocks for copied in await self.copied(calls)]
 
-    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
+    async def keep(
+        self, formation: Any, number: int, blocks: Any, *, last: bool, keep_s: float = 0.0
+    ) -> int | None:
         self.kept.append(len(blocks))
         self.meanwhile()
         self.now_s += self.call_s
