@@ -55,6 +55,10 @@ SHARES = "services/controller/core/shares.py"
 LOAD = "services/engine/core/load.py"
 FAIR_QUEUE = "services/common/fair_queue.py"
 DOORS = "doors.py"
+BACKGROUND = "services/controller/core/ledger/background.py"
+EVENTS = "services/router/openai/responses/events.py"
+RESPONSES = "responses.py"
+RETENTION = "services/controller/core/ledger/retention.py"
 
 
 @dataclass(frozen=True)
@@ -847,5 +851,40 @@ MISTAKES = (
         "        mine.queued += 1\n",
         "",
         DOORS,
+    ),
+    Mistake(
+        "who looks at what nobody reads is taken for its reader",
+        LEDGER,
+        "        entry.touched_s = now_s\n        state = ",
+        "        entry.hear(now_s)\n        state = ",
+        RESPONSES,
+    ),
+    Mistake(
+        "what lost its head and its reader at once is offered to nobody",
+        BACKGROUND,
+        "        return entry.unread or (",
+        "        return entry.unread and (",
+        RESPONSES,
+    ),
+    Mistake(
+        "what was to be stored is forgotten",
+        RETENTION,
+        "        if entry is None or not entry.stored:",
+        "        if entry is None or entry.stored:",
+        RESPONSES,
+    ),
+    Mistake(
+        "what is deleted leaves no tombstone",
+        LEDGER,
+        "self._commit((Forgotten(generation_id), tombstone), now_s)",
+        "self._commit((Forgotten(generation_id),), now_s)",
+        RESPONSES,
+    ),
+    Mistake(
+        "the last event that a reader had is told again",
+        EVENTS,
+        "        if self.number <= self._after:",
+        "        if self.number < self._after:",
+        RESPONSES,
     ),
 )

@@ -28,6 +28,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Kept,
     Record,
 )
 from services.engine.backend import BLOCK_SIZE
@@ -123,7 +124,7 @@ class GenerationOracle(Watch):
         for record in records:
             name = record.generation_id
             self.note("durable", record)
-            if isinstance(record, Forgotten):
+            if isinstance(record, Forgotten | Kept):
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
@@ -274,7 +275,8 @@ class GenerationOracle(Watch):
         for key in step.keys:
             generation = held[key.generation_id]
             unread_s = self._now_s - generation.unread_since_s
-            if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
+            yields = generation.reader is None and not generation.request.runs_unread
+            if waits and yields and unread_s > YIELDS_WITHIN_S:
                 name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
