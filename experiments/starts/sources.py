@@ -29,7 +29,8 @@ def seconds(store: Path, model_id: str, root: Path, times: int) -> dict[str, flo
     model = ModelRef(model_id, find_manifest(DirectoryBackend(store), model_id))
     found = {DISK: median(_loaded(str(store), model) for _ in range(times))}
     with _serving({"STORE": str(store)}) as first:
-        found[PEER] = median(_cold({"STORE": f"grpc://{first}"}, model, root, times))
+        of_peer = {"STORE": str(store), "PEERS": json.dumps([first])}  # which is asked first
+        found[PEER] = median(_cold(of_peer, model, root, times))
     weed = tensorstore_s3.find_weed()
     if weed is not None:
         os.environ |= tensorstore_s3.CREDENTIALS
