@@ -94,6 +94,7 @@ class AssembledController:
             settings.handover_keep_s,
             clock,
             lambda formation_id: self._runtime.cluster.view.members(formation_id),
+            fetch_s=settings.handover_fetch_s,
         )
         self._runtime = ClusterRuntime(
             self._cluster(facts, recovered, clock()),
