@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from services.common import telemetry
 from services.common.errors import InvalidArgument, Superseded
 from services.common.generation import ModelRef
 from services.common.nodes import MOST_STAGES, StageHolding, StageSpec
@@ -265,9 +266,12 @@ class Stages:
         if any(stage.size == size for stage in self.held):
             return
         niceness = NICENESS if self._used is not None else 0
-        backend = await _in_thread(
-            lambda: self._loader.load(size.model, size.spec, hold.progress), niceness
-        )
+
+        def load() -> StageBackend:
+            with telemetry.span("engine.load", attributes=_told(size)):
+                return self._loader.load(size.model, size.spec, hold.progress)
+
+        backend = await _in_thread(load, niceness)
         self._held.append(HeldStage(size, backend))
         self._note("stage loaded", size)
 
@@ -331,9 +335,12 @@ class Stages:
 
     @staticmethod
     def _note(what: str, size: StageSize) -> None:
-        layers = f"[{size.layers.start}, {size.layers.end})"
-        facts = {"layers": layers, "tp_degree": size.spec.tp_degree, "model": size.model.model_id}
-        _log.info(what, extra=facts)
+        _log.info(what, extra=_told(size))
+
+
+def _told(size: StageSize) -> dict[str, str | int | float | bool]:
+    layers = f"[{size.layers.start}, {size.layers.end})"
+    return {"layers": layers, "tp_degree": size.spec.tp_degree, "model": size.model.model_id}
 
 
 def _check(stages: Sequence[StageSpec]) -> None:

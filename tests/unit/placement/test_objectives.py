@@ -66,15 +66,17 @@ def test_a_rate_is_carried_at_the_least_cost(make_costs, paper_cluster):
     assert total.cost_per_hour < most.cost_per_hour
 
 
-def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_costs):
+@pytest.mark.parametrize(
+    "kind", [ObjectiveKind.THROUGHPUT_PER_COST, ObjectiveKind.GOODPUT_PER_COST]
+)
+def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_costs, kind):
     """Where all of them are busy, requests wait: a plan has as much room as that takes."""
     nodes = nodes_in({"pool": 0.0}, 8)
     costs = make_costs("llama-3.1-8b", "measured")
     _, one = planned(Problem(costs, nodes[:1]))
     costs = costs.at_rate(1.9 * one.throughput_rps)
-    objective = Objective(ObjectiveKind.THROUGHPUT_PER_COST)
-    _, busy = planned(Problem(costs, nodes, objective))
-    timed = Problem(costs, nodes, replace(objective, tpot_target_s=0.6 * busy.load.tpot_s))
+    _, busy = planned(Problem(costs, nodes, Objective(ObjectiveKind.THROUGHPUT_PER_COST)))
+    timed = Problem(costs, nodes, Objective(kind, tpot_target_s=0.6 * busy.load.tpot_s))
     found, roomy = planned(timed)
     assert violation(timed, found) == ("", None)
     assert busy.cost_per_hour < roomy.cost_per_hour < 3 * busy.cost_per_hour

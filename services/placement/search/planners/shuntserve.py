@@ -161,7 +161,7 @@ def _with_room(
     room helps, or what arrives need not be carried at the least cost."""
     problem = ground.problem
     kind, arriving = problem.objective.kind, problem.costs.workload.arrival_rate_rps
-    if kind is not ObjectiveKind.THROUGHPUT_PER_COST or not arriving:
+    if kind is ObjectiveKind.THROUGHPUT or not arriving:
         return []
     before: list[tuple[int, Candidate]] = []
     for room in ROOMS:
