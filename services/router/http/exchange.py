@@ -54,7 +54,7 @@ class Exchange:
         """Sent with the answer, whichever it will be."""
         self._receive = receive
         self._send = send
-        self._request_headers = {
+        self._request_headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in reversed(scope["headers"])
         }
