@@ -83,6 +83,7 @@ async def _through_grpc(made: Mesh, for_s: float) -> tuple[float, int]:
         engines=nobody,
         deployments=nobody,
         documents=nobody,
+        dealing=nobody,
     )
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -155,7 +155,7 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             RuntimeSettings(),
             provider=stand_in,
             engines=stand_in,
-            kv=KvSources("replay", 0.0, clock, lambda _: ()),
+            kv=KvSources("replay", 0.0, clock, lambda _: (), fetch_s=0.0),
             planning=stand_in,
             journal=journal,
             events=events,

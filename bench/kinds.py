@@ -2,8 +2,9 @@
 
 `python -m bench.kinds --kills 50` starts meshes of its own and prints JSON: one of SmolLM2, one of
 a tiny model for all kinds, twenty schemas, responses and batches, and one for each form of calls
-and for thoughts (`bench.kinds_models`). Requests of all kinds run beside one another; a random
-engine of a pipeline that carries some of them is killed. What came of each must be, field by field,
+and for thoughts (`bench.kinds_models`). Readers ask for one answer after another, of all kinds; a
+random engine of a pipeline that carries some of them is killed, and the kill counts where one at
+least of what it struck went on in a later epoch. What came of each answer must be, field by field,
 what the same request brought with nothing in its way: texts, calls and their arguments, thoughts,
 log probabilities to the last digit, events of a response, usage; and what was to follow a schema
 follows it.
@@ -15,82 +16,35 @@ import argparse
 import asyncio
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.progress import Progress
+from shuntserve.controller.v1 import controller_pb2_grpc
 
 from bench import kinds_asked, written
 from bench import mesh as meshes
 from bench.bounds import rate_bound_95
 from bench.kinds_answers import Answer, ask
 from bench.kinds_asked import Kind
+from bench.kinds_load import Grants, Kills, Load
+from services.common import channels
+from services.common.roles import Role
 
-BEGUN = 4
-"""Events of an answer before its engines are worth a kill."""
-KILLS_A_ROUND = 3
-"""Of the engines under one answer: more would make the longest ones of it all that is struck."""
+WRONG = ("failures", "differences", "invalid")
 REAL = "smollm2"
 """The mesh of a model that says something."""
-
-
-class Round:
-    """All kinds at once, each so many times."""
-
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        mesh: meshes.Mesh,
-        model: str,
-        kinds: Mapping[str, Kind],
-        copies: int,
-    ) -> None:
-        self._mesh = mesh
-        self.answers = [(name, Answer()) for _ in range(copies) for name in kinds]
-        self._tasks = [
-            asyncio.create_task(
-                ask(client, mesh.url(index % mesh.routers), model, kinds[name], answer)
-            )
-            for index, (name, answer) in enumerate(self.answers)
-        ]
-
-    @property
-    def over(self) -> bool:
-        """Nothing runs any more."""
-        return all(task.done() for task in self._tasks)
-
-    async def end(self) -> None:
-        """Returns when it is over."""
-        await asyncio.gather(*self._tasks)
-
-    async def kill(self, randomness: random.Random, struck: Counter[str]) -> set[str] | None:
-        """Kills an engine of the pipeline whose kinds were struck least so far, once they have
-        begun: the kinds that it carried; None where nothing is left to strike."""
-        while not self.over:
-            status = await self._mesh.status()
-            carried: dict[str, set[str]] = {}
-            for one in status["generations"]:
-                for kind, answer in self.answers:
-                    if answer.carries(one["id"]) and answer.events >= BEGUN and not answer.done:
-                        carried.setdefault(one["pipeline"], set()).add(kind)
-            ready = [p for p in status["pipelines"] if p["state"] == "ready" and p["id"] in carried]
-            if ready:
-                pipeline = min(
-                    ready, key=lambda one: sorted(struck[kind] for kind in carried[one["id"]])
-                )
-                node = randomness.choice(pipeline["stages"])["node"]
-                pid = next(one["pid"] for one in status["nodes"] if one["id"] == node)
-                os.kill(pid, signal.SIGKILL)
-                return carried[pipeline["id"]]
-            await asyncio.sleep(0.05)
-        return None
+READERS = 12
+"""At once, as many as keep a mesh of small engines busy and let others start beside them."""
+ENVIRONMENT = {"SHUNT_CONTROLLER_STABLE_S": "1"}
+"""Whoever is killed here was well: the place of an engine that has served for a second waits for
+no longer than that of one which was taken away."""
 
 
 async def run(
@@ -101,55 +55,67 @@ async def run(
     seed: int,
     model: str = meshes.MODEL,
     pipelines: int = 2,
-    copies: int = 1,
+    readers: int = READERS,
     seconds: float = float("inf"),
 ) -> dict[str, Any]:
-    """The report; the mesh has so many pipelines and is left with them. No round begins once so
-    many seconds have passed."""
-    randomness = random.Random(seed)
+    """The report; the mesh has so many pipelines and is left with them. After so many seconds
+    nothing is killed any more."""
     began_s = time.monotonic()
-    struck: Counter[str] = Counter()
-    failed: list[str] = []
-    different: list[str] = []
-    invalid: list[str] = []
-    done = requests = 0
-    async with httpx.AsyncClient(timeout=300.0) as client:
+    async with AsyncExitStack() as stack:
+        limits = httpx.Limits(max_connections=4 * max(readers, len(kinds)))
+        client = httpx.AsyncClient(timeout=300.0, limits=limits)
+        await stack.enter_async_context(client)
         expected = await undisturbed(client, mesh, model, kinds)
-        with Progress(disable=not sys.stderr.isatty()) as progress:
-            bar = progress.add_task("kills", total=kills)
-            while done < kills and time.monotonic() - began_s < seconds:
-                await mesh.until_ready(pipelines)
-                order = dict(sorted(kinds.items(), key=lambda one: struck[one[0]]))
-                round_ = Round(client, mesh, model, order, copies)
-                for _ in range(min(KILLS_A_ROUND, kills - done)):
-                    carried = await round_.kill(randomness, struck)
-                    if carried is None:
-                        break
-                    done += 1
-                    struck.update(carried)
-                    progress.advance(bar)
-                    await mesh.until_ready(min(2, pipelines))
-                await round_.end()
-                for name, answer in round_.answers:
-                    requests += 1
-                    told = f"{name}: {sorted(answer.generation_ids)}"
-                    if answer.error or not answer.done:
-                        failed.append(f"{told}: {answer.error or 'cut short'}")
-                        continue
-                    if answer.what != expected[name].what or not answer.one_id_a_call:
-                        different.append(told)
-                    if not kinds[name].holds(answer):
-                        invalid.append(told)
+        services = (await mesh.status())["services"]
+        address = next(s["grpc"] for s in services if s["name"] == "controller")
+        channel = await stack.enter_async_context(channels.open_channel(address, Role.CONTROLLER))
+        grants, load = Grants(), Load(client, mesh, model, kinds)
+        killed = Kills(mesh, load, grants, random.Random(seed))
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        following = asyncio.create_task(grants.follow(stub))
+        reading = [asyncio.create_task(load.read(reader)) for reader in range(readers)]
+        bar = stack.enter_context(Progress(disable=not sys.stderr.isatty()))
+        task = bar.add_task("kills", total=kills)
+        try:
+            while killed.in_mid_answer < kills and time.monotonic() - began_s < seconds:
+                await mesh.until_ready(min(2, pipelines))
+                await killed.kill()
+                bar.update(task, completed=killed.in_mid_answer)
+        finally:
+            load.stopping = True
+            await asyncio.gather(*reading)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
         await mesh.until_ready(pipelines)
     return {
-        "kills": done,
-        "requests": requests,
-        "struck": {name: struck[name] for name in kinds},
-        "failures": failed,
-        "differences": different,
-        "invalid": invalid,
-        "failure_rate_bound_95": rate_bound_95(len({*failed, *different, *invalid}), requests),
+        **killed.report(),
+        **judged(load.answers, expected, kinds),
         "seconds": round(time.monotonic() - began_s, 1),
+    }
+
+
+def judged(
+    answers: Sequence[tuple[str, Answer]],
+    expected: Mapping[str, Answer],
+    kinds: Mapping[str, Kind],
+) -> dict[str, Any]:
+    """Which failed, which are not what the same request brought with nothing in its way, and which
+    are not what was asked for."""
+    wrong: dict[str, list[str]] = {name: [] for name in WRONG}
+    for name, answer in answers:
+        told = f"{name}: {sorted(answer.generation_ids)}"
+        if answer.error or not answer.done:
+            wrong["failures"].append(f"{told}: {answer.error or 'cut short'}")
+            continue
+        if answer.what != expected[name].what or not answer.one_id_a_call:
+            wrong["differences"].append(told)
+        if not kinds[name].holds(answer):
+            wrong["invalid"].append(told)
+    bad = {one for found in wrong.values() for one in found}
+    return {
+        "requests": len(answers),
+        **wrong,
+        "failure_rate_bound_95": rate_bound_95(len(bad), len(answers)),
     }
 
 
@@ -158,9 +124,9 @@ async def undisturbed(
 ) -> dict[str, Answer]:
     """What each kind brings with nothing in its way. Raises RuntimeError where one is not what was
     asked for."""
-    round_ = Round(client, mesh, model, kinds, 1)
-    await round_.end()
-    answers = dict(round_.answers)
+    answers = {name: Answer() for name in kinds}
+    asked = (ask(client, mesh.url(), model, kinds[name], answers[name]) for name in kinds)
+    await asyncio.gather(*asked)
     lacking = {
         name: answer.error or [choice.finish_reason for choice in answer.choices.values()]
         for name, answer in answers.items()
@@ -173,15 +139,21 @@ async def undisturbed(
 
 async def _of_sort(sort: str, directory: Path, kills: int, seed: int, seconds: float) -> Any:
     """The report of one mesh."""
+    env = {**os.environ, **ENVIRONMENT}
     if sort == REAL:
-        async with meshes.running(directory / "mesh", routers=2) as mesh:
+        async with meshes.running(directory / "mesh", routers=2, env=env) as mesh:
             kinds = kinds_asked.plain(1)
             return await run(mesh, kinds, kills=kills, seed=seed, seconds=seconds)
     from bench.kinds_models import NAME, OPTIONS, PIPELINES, SORTS
 
     store = await SORTS[sort].store(directory)
     async with meshes.running(
-        directory / "mesh", routers=2, options=OPTIONS, pipelines=PIPELINES, store=store
+        directory / "mesh",
+        routers=2,
+        env=env,
+        options=OPTIONS,
+        pipelines=PIPELINES,
+        store=store,
     ) as mesh:
         return await run(
             mesh,
@@ -190,7 +162,6 @@ async def _of_sort(sort: str, directory: Path, kills: int, seed: int, seconds: f
             seed=seed,
             model=NAME,
             pipelines=PIPELINES,
-            copies=2,
             seconds=seconds,
         )
 
@@ -203,8 +174,9 @@ async def _main(arguments: argparse.Namespace, sorts: Collection[str]) -> int:
                 sort, Path(directory), arguments.kills, arguments.seed, arguments.seconds
             )
     written.show(report, arguments.out)
-    wrong = ("failures", "differences", "invalid")
-    return 1 if any(one[name] for one in report.values() for name in wrong) else 0
+    wrong = any(one[name] for one in report.values() for name in WRONG)
+    short = any(one["kills"] < arguments.kills for one in report.values())
+    return 1 if wrong or short else 0
 
 
 if __name__ == "__main__":

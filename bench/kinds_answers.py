@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from services.router.core.batches.lines import generation_id_of
+
 if TYPE_CHECKING:
     from bench.kinds_asked import Kind
 
@@ -64,7 +66,7 @@ class Answer:
     """What came of a request."""
 
     generation_ids: set[str] = field(default_factory=set)
-    """As the controller's status names them; of a batch, how they begin."""
+    """As the controller's status names them."""
     choices: dict[int, Choice] = field(default_factory=dict)
     """Of a batch, one a line."""
     told: list[Any] = field(default_factory=list)
@@ -84,12 +86,6 @@ class Answer:
             self.usage = usage
         for choice in event.get("choices", ()):
             self.choices.setdefault(choice["index"], Choice()).take(choice)
-
-    def carries(self, generation_id: str) -> bool:
-        """It is of this generation."""
-        return (
-            generation_id.startswith(tuple(self.generation_ids)) if self.generation_ids else False
-        )
 
     @property
     def one_id_a_call(self) -> bool:
@@ -228,7 +224,7 @@ async def _batch(
         "completion_window": "24h",
     }
     batch = (await _sent(client, "POST", f"{api}/batches", json=asked)).json()
-    answer.generation_ids.add("b")
+    answer.generation_ids.update(generation_id_of(batch["id"], n) for n in range(kind.lines))
     while batch["status"] not in ENDED:
         await asyncio.sleep(LOOK_S)
         batch = (await _sent(client, "GET", f"{api}/batches/{batch['id']}")).json()

@@ -97,15 +97,25 @@ def _several(number: int) -> dict[str, Any]:
 
 # Tools
 
+Offered = Mapping[str, Mapping[str, Any]]
+"""Tools by name."""
+DAYS = 9
+"""Of a call's arguments, at least; twice as many at most."""
 
-def _tool(name: str) -> dict[str, Any]:
+
+def tools(size: int) -> Offered:
+    """Two, whose arguments are so much longer."""
+    return {name: _tool(name, DAYS * size) for name in ("weather", "tides")}
+
+
+def _tool(name: str, days: int) -> dict[str, Any]:
     properties = {
         "place": {"type": "string", "maxLength": 24},
         "days": {
             "type": "array",
             "items": {"enum": ["mon", "tue"]},
-            "minItems": 9,
-            "maxItems": 16,
+            "minItems": days,
+            "maxItems": 2 * days,
         },
     }
     parameters = {
@@ -117,16 +127,15 @@ def _tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-TOOLS = {name: _tool(name) for name in ("weather", "tides")}
 TIDES = {"type": "function", "function": {"name": "tides"}}
 
 
-def _calls(least: int) -> Holds:
+def _calls(offered: Offered, least: int) -> Holds:
     """A choice has so many calls at least, and each call is of a tool that is offered, with
     arguments of its schema; but for the last one of a choice that came to its limit."""
     judges = {
         name: jsonschema.Draft202012Validator(tool["function"]["parameters"])
-        for name, tool in TOOLS.items()
+        for name, tool in offered.items()
     }
 
     def well(call: Mapping[str, str]) -> bool:
@@ -143,9 +152,9 @@ def _calls(least: int) -> Holds:
     return judged
 
 
-def _called(text: str, choice: Any, least: int = 1, **more: Any) -> Kind:
-    body = _chat(text, **{"tools": list(TOOLS.values()), "tool_choice": choice, **more})
-    return Kind("chat/completions", body, _calls(least))
+def _called(text: str, choice: Any, offered: Offered, least: int = 1, **more: Any) -> Kind:
+    body = _chat(text, tools=list(offered.values()), tool_choice=choice, **more)
+    return Kind("chat/completions", body, _calls(offered, least))
 
 
 # Choices, log probabilities, thoughts
@@ -168,16 +177,18 @@ def _thought(answer: Answer) -> bool:
 
 def plain(size: int) -> dict[str, Kind]:
     """Of any model; `size` makes answers so much longer."""
+    names, offered = _names(12 * size), tools(size)
     most = {"max_tokens": 200 * size}
-    names = _names(12 * size)
     return {
         "structured": _structured("Name some birds.", names, **most),
         "structured, sampled": _structured("Name some fish.", names, **SEEDED, **most),
-        "tool, required": _called("What is the weather in Oslo?", "required", **SEEDED, **most),
-        "tool, named": _called("When is high water in Brest?", TIDES, **most),
+        "tool, required": _called(
+            "What is the weather in Oslo?", "required", offered, **SEEDED, **most
+        ),
+        "tool, named": _called("When is high water in Brest?", TIDES, offered, **most),
         "tool, auto": Kind(
             "chat/completions",
-            _chat("Tell me of the sea.", tools=list(TOOLS.values()), **SEEDED, **most),
+            _chat("Tell me of the sea.", tools=list(offered.values()), **SEEDED, **most),
             _text_or_calls,
         ),
         "four choices": Kind(
@@ -212,18 +223,18 @@ def schemas(numbers: Sequence[int]) -> dict[str, Kind]:
 
 def kept(size: int) -> dict[str, Kind]:
     """What is not read in one stream of a chat: responses, also of the background, and batches."""
-    names = _names(12 * size)
+    names, offered = _names(12 * size), tools(size)
     form = {"format": {"type": "json_schema", "name": "n", "schema": names, "strict": True}}
     most = {"max_output_tokens": 200 * size}
-    tools = [{"type": "function", "strict": True, **tool["function"]} for tool in TOOLS.values()]
+    flat = [{"type": "function", "strict": True, **tool["function"]} for tool in offered.values()]
     told = {"input": "Tell of a hare.", **SEEDED, **most}
     asked = {"input": "Which birds?", "text": form, **SEEDED, **most}
-    called = {**told, "tools": tools, "tool_choice": "required"}
+    called = {**told, "tools": flat, "tool_choice": "required"}
     body = _structured("Name some birds.", names, temperature=0.9, max_tokens=200 * size).body
     return {
         "response": Kind("responses", told, _anything),
         "response, structured": Kind("responses", asked, _follows(names)),
-        "response, tool": Kind("responses", called, _calls(1)),
+        "response, tool": Kind("responses", called, _calls(offered, 1)),
         "response, background": Kind("responses", asked, _follows(names), runs_alone=True),
         "batch": Kind("chat/completions", body, _follows(names), lines=4),
     }
@@ -234,24 +245,25 @@ Bias = Mapping[str, float]
 
 
 def calls(size: int, end: Bias, tag: Bias | None = None) -> dict[str, Kind]:
-    """Tools as a model calls them that knows some form of calls: several at once, for which the
-    `end` is made unlikely; one that is named; and calls among text where a `tag` opens them."""
-    most = {"max_tokens": 200 * size, **SEEDED}
+    """Tools as a model calls them that knows some form of calls: several at once, and calls among
+    text where a `tag` opens them, for both of which the `end` is made unlikely; and one that is
+    named."""
+    offered, most = tools(size), {"max_tokens": 400 * size, **SEEDED}
     asked = {
         "tools, beside one another": _called(
-            "What are weather and tides?", "required", 2, n=4, logit_bias=end, **most
+            "What are weather and tides?", "required", offered, 2, n=4, logit_bias=end, **most
         ),
-        "tool, named": _called("When is high water in Brest?", TIDES, **most),
+        "tool, named": _called("When is high water in Brest?", TIDES, offered, **most),
     }
     if tag is not None:
         asked["tools, among text"] = _called(
-            "Tell of the sea.", "auto", 1, n=2, logit_bias=tag, **most
+            "Tell of the sea.", "auto", offered, n=2, logit_bias={**end, **tag}, **most
         )
     return asked
 
 
 _CALL = r'(weather|tides)\(place="[a-z ]{10,24}", days=\["(mon|tue)"(, "(mon|tue)"){8,15}\]\)'
-PYTHONIC = rf"\[{_CALL}(, {_CALL}){{2,3}}\]"
+PYTHONIC = rf"\[{_CALL}(, {_CALL}){{4,5}}\]"
 """Calls as Python writes them. No grammar of tools makes a model write so: this form does."""
 
 
@@ -261,10 +273,11 @@ def pythonic(bias: Bias) -> dict[str, Kind]:
         "tools, as Python": _called(
             "What are weather and tides?",
             "auto",
-            3,
+            tools(1),
+            5,
             structured_outputs={"regex": PYTHONIC},
             logit_bias=bias,
-            max_tokens=600,
+            max_tokens=1200,
             **SEEDED,
         )
     }
@@ -276,7 +289,7 @@ def _behind_thoughts(holds: Holds) -> Holds:
 
 def thoughts(size: int, bias: Bias) -> dict[str, Kind]:
     """Answers behind thoughts, which a token ends that `bias` makes likely."""
-    names = _names(8 * size)
+    names, tides = _names(8 * size), {"tides": tools(size)["tides"]}
     thinks: dict[str, Any] = {
         "chat_template_kwargs": {"enable_thinking": True},
         "logit_bias": bias,
@@ -286,7 +299,7 @@ def thoughts(size: int, bias: Bias) -> dict[str, Kind]:
     both: dict[str, tuple[Kind, Holds]] = {
         "thoughts": (Kind("chat/completions", _chat("Why?", **thinks), _anything), _anything),
         "thoughts, structured": (_structured("Which?", names, **thinks), _follows(names)),
-        "thoughts, tool": (_called("Where?", TIDES, tools=[TOOLS["tides"]], **thinks), _calls(1)),
+        "thoughts, tool": (_called("Where?", TIDES, tides, **thinks), _calls(tides, 1)),
     }
     return {
         name: Kind(kind.route, kind.body, _behind_thoughts(holds))

@@ -21,7 +21,9 @@ from tests.families import TEMPLATES
 from tests.mesh import tiny_mesh
 from tests.tiny_model import CHAT_TEMPLATE, model_files, tiny_tokenizer
 
-SIZE = 2
+SIZE = 3
+POSITIONS = 3072
+"""Of a prompt with tools, of which the tiny tokenizer makes a thousand tokens, and an answer."""
 TAG = {"292": 2.0}
 """The one token behind those of the tiny tokenizer."""
 END = {"290": -2.0}
@@ -55,7 +57,7 @@ class Sort:
     async def store(self, directory: Path) -> Path:
         """A store that has the model."""
         store = directory / "store"
-        model = tiny_mesh.reference()
+        model = tiny_mesh.reference(max_position_embeddings=POSITIONS)
         await tiny_mesh.import_model(model, directory / "source", store, self.files)
         return store
 

@@ -26,6 +26,8 @@ class ReceivedSpan:
     service: str
     instance: str
     attributes: dict[str, str]
+    began_unix_s: float
+    took_s: float
 
 
 class Spans:
@@ -49,6 +51,8 @@ class Spans:
                             service=resource.get("service.name", ""),
                             instance=resource.get("service.instance.id", ""),
                             attributes={a.key: _text(a.value) for a in span.attributes},
+                            began_unix_s=span.start_time_unix_nano / 1e9,
+                            took_s=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
                         )
                     )
         with self._lock:

@@ -17,12 +17,10 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from safetensors.torch import load_file
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from bench import tensorstore_damage, tensorstore_s3
+from bench.addressed import addressed
 from bench.tensorstore_others import OTHERS
 from bench.tensorstore_synthetic import SyntheticCheckpoint, config_1b, config_8b
 from bench.tensorstore_timing import after, compare, drop, resident_bytes, timed
@@ -216,8 +215,8 @@ class Bench:
         }
         cache = self.memory / "peer"
         with (
-            process([sys.executable, "-m", "services.tensorstore"], environment) as address,
-            process([sys.executable, "-m", "bench.tensorstore_stream"], environment) as plain,
+            addressed([sys.executable, "-m", "services.tensorstore"], environment) as address,
+            addressed([sys.executable, "-m", "bench.tensorstore_stream"], environment) as plain,
         ):
 
             def stream() -> None:
@@ -317,18 +316,6 @@ def whole_8b(root: Path) -> dict[str, Any]:
 
 
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
-
-
-@contextmanager
-def process(command: list[str], environment: dict[str, str]) -> Iterator[str]:
-    """A process that says `… grpc on host:port`."""
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert running.stdout is not None
-        yield running.stdout.readline().split()[-1]
-    finally:
-        running.terminate()
-        running.wait(30)
 
 
 def main() -> None:

@@ -188,6 +188,7 @@ def _chosen(streams: Sequence[Stream], ground: Ground, way: str) -> Mapping[str,
             ground.prefill_positions_per_s,
             ground.link_bytes_per_s,
             PUSH_S,
+            fetch_s=ground.fetch_s,
         )
         moves = cheapest(streams, rates, 0.0)
     else:

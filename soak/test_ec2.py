@@ -17,11 +17,12 @@ from bench import mesh as meshes
 from services.controller.core.cluster.market import NO_CAPACITY
 from soak.machines import Machines
 from tests.ec2.cloud import Cloud, read_prices
+from tests.mesh.lasting import Lasting, lasting, sampled
 
 MESH = "on-ec2"
 TOKENS = 400
 STREAMS = 4
-NOTICE_S = 60.0
+NOTICE_S = 40.0
 """It is over once the node was replaced."""
 POOL = ("c7i.xlarge", "use1-az1")
 TYPES = """
@@ -87,31 +88,38 @@ async def on_ec2(
 class Readers:
     """Streams whose texts are known beforehand."""
 
-    def __init__(self, client: httpx.AsyncClient, mesh: meshes.Mesh, streams: int) -> None:
-        asked = (meshes.request_bodies(TOKENS) * 2)[:streams]
-        self._bodies = [body | {"ignore_eos": True} for body in asked]
+    def __init__(
+        self, client: httpx.AsyncClient, mesh: meshes.Mesh, streams: int, lasts_s: float = 0.0
+    ) -> None:
+        """So many at once, each of which lasts for so long with nothing in its way."""
         self._client, self._url = client, mesh.url()
-        self._expected: list[meshes.StreamRecord] = []
+        self._streams, self._lasts_s = streams, lasts_s
+        self._known: Lasting | None = None
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
         """All of them are well on their way at the beginning of the block, and each is read again
         and again until its end; behind it all that was read is compared."""
-        if not self._expected:
-            self._expected = await meshes.undisturbed(self._client, self._url, self._bodies)
-        read: list[list[meshes.StreamRecord]] = [[] for _ in self._bodies]
+        if self._known is None:
+            url, lasts_s = self._url, self._lasts_s
+            self._known = await lasting(self._client, url, TOKENS, lasts_s, self._asked)
+        read: list[list[meshes.StreamRecord]] = [[] for _ in self._known.bodies]
         over = asyncio.Event()
         async with asyncio.TaskGroup() as readers:
-            for body, records in zip(self._bodies, read, strict=True):
+            for body, records in zip(self._known.bodies, read, strict=True):
                 readers.create_task(self._read_on(body, records, over))
             await meshes.until(lambda: all(r and len(r[0].arrivals_s) > 10 for r in read))
             yield
             over.set()
-        for records, wanted in zip(read, self._expected, strict=True):
+        for records, wanted in zip(read, self._known.expected, strict=True):
             for record in records:
                 assert record.complete, record.error
                 assert (record.text, record.usage) == (wanted.text, wanted.usage)
         print(f"{sum(map(len, read))} streams, none failed, none differs", flush=True)
+
+    def _asked(self, tokens: int) -> list[dict[str, Any]]:
+        every = [body | {"ignore_eos": True} for body in meshes.request_bodies(tokens)]
+        return ((sampled(tokens) if self._lasts_s else every) * 2)[: self._streams]
 
     async def _read_on(
         self, body: dict[str, Any], records: list[meshes.StreamRecord], over: asyncio.Event
@@ -146,7 +154,7 @@ async def until_all_are(cloud: Cloud, lifecycle: str, timeout_s: float = 90.0) -
         assert set(lifecycles(cloud)) == {lifecycle}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_spot_notice_leads_to_a_replacement_and_no_stream_notices(
     cloud: Cloud, tmp_path: Path, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,11 +162,13 @@ async def test_a_spot_notice_leads_to_a_replacement_and_no_stream_notices(
         first = await mesh.status()
         assert {node["offer"] for node in first["nodes"]} == {"c7i.xlarge/use1-az1/spot"}
         assert first["cost_per_hour"] == pytest.approx(0.14)
-        async with Readers(client, mesh, 8).reading():
+        # An answer that ends before the deadline is left to end.
+        async with Readers(client, mesh, 8, NOTICE_S + 15).reading():
             cloud.capacity[POOL] = 0  # what is bought in its place is on demand
             taken = cloud.instances(MESH)[0].id
             timer = machines.interrupt(taken, NOTICE_S)
-            await meshes.until(lambda: machines.processes[taken].poll() is not None)
+            ended = NOTICE_S + 30
+            await meshes.until(lambda: machines.processes[taken].poll() is not None, ended)
             timer.cancel()
             last = await mesh.until_ready(2)
         assert taken not in {one.id for one in cloud.instances(MESH)}

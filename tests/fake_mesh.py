@@ -115,6 +115,9 @@ class FakeMesh:
         """Every ReportDemand call."""
         self.shares = TenantShares()
         """What routers have of tenants' limits."""
+        self.deals = asyncio.Event()
+        """Set unless routers are to hear of their shares later."""
+        self.deals.set()
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
@@ -560,9 +563,10 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
 
     async def ReportDemand(self, message: Any, context: Any) -> Any:
         self._mesh.demands.append(message)
+        await self._mesh.deals.wait()
         shares = self._mesh.shares.reported(
             message.router_id,
-            max(1, message.routers),
+            message.routers,
             wire_demand.tenants_from(message),
             time.monotonic(),
         )

@@ -132,6 +132,23 @@ class StageContract:
         with pytest.raises(InvalidArgument, match="below 8"):
             whole.run(Batch([step(block_table=(8,))], [whole.open(0, SIXTEEN)]), SIXTEEN)
 
+    def test_a_cache_that_another_formation_takes_on_holds_what_it_held(
+        self, whole: Pipeline
+    ) -> None:
+        """Every slot is free, and another size is refused: its blocks would be others."""
+        (stage,) = whole.stages
+        opened = whole.open(0, SIXTEEN)
+        first = whole.run(Batch([step()], [opened]), SIXTEEN)
+        held = stage.export_blocks([1])
+        with pytest.raises(FailedPrecondition, match="64 blocks, not 8"):
+            stage.begin_again(8)
+        stage.begin_again(64)
+        assert stage.export_blocks([1]) == held
+        assert whole.run(Batch([step()], [opened]), SIXTEEN) == first
+        stage.end()
+        with pytest.raises(FailedPrecondition, match="0 blocks, not 64"):
+            stage.begin_again(64)
+
     def test_an_empty_batch_that_only_closes_passes_every_stage(self, split: Pipeline) -> None:
         assert split.run(Batch([], closes=[3]), []) == ()
 

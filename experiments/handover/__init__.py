@@ -44,14 +44,15 @@ COLUMNS = (
 
 WAYS = ("replay", "kv", "auto")
 GROUNDS = (
-    (10.0, 10.0, 5.0),
     (10.0, 10.0, 60.0),
+    (10.0, 10.0, 20.0),
+    (10.0, 10.0, 5.0),
     (10.0, 60.0, 60.0),
     (10.0, 240.0, 60.0),
     (50.0, 10.0, 60.0),
 )
 """Gbps of the link; for how long blocks go ahead at most, and are fetched behind the seal. First
-stand the defaults of an engine and a controller."""
+stand the defaults of a controller."""
 
 
 def ground_of(streams: int, fetch_s: float) -> Ground:

@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from experiments.experiment import Experiment, Ground
+from experiments.experiment import Experiment, Ground, Size
 from experiments.fleets import Play, played, scenario_at
 from experiments.starts.parts import Event, Parts, parts_of
+from experiments.starts.rows import FORM, LOAD, PROCESS, ROWS, WHOLE
 from experiments.table import Cell, Column, Rows
 
 FOLDER = Path(__file__).parent
 SCENARIOS = FOLDER.parent / "spot_tolerance"
 SIMULATED = {"70B, simulated s": "scenario-a", "32B, simulated s": "32b-scenario-a"}
+MESH = "local mesh, measured s"
 HORIZON_S = 600.0
 """Nodes are taken at 300 s, and those that follow them serve before its end."""
-PROCESS, LOAD, FORM, WHOLE = (
-    "order to registered",
-    "registered to loaded",
-    "loaded to serving",
-    "whole",
-)
-ROWS = (PROCESS, LOAD, FORM, WHOLE)
-COLUMNS = tuple(Column(name, ".2f") for name in SIMULATED)
+KILLS = {Size.QUICK: 3, Size.FULL: 12}
+"""Of nodes of the local mesh; a tiny run has none."""
+LOADS = {Size.QUICK: 1, Size.FULL: 5}
+"""From each source."""
+COLUMNS = (*(Column(name, ".2f") for name in SIMULATED), Column(MESH, ".2f", compared=False))
 
 
 def measure(ground: Ground) -> Rows:
-    """Nodes that follow those which scenario A takes, by model."""
+    """Nodes that follow those which scenario A takes, by model; and beside them, where the size has
+    it, those of a real mesh on this machine, with what each part is made of."""
     plays = [
         Play(column, scenario_at(SCENARIOS / f"{name}.yaml", HORIZON_S))
         for column, name in SIMULATED.items()
     ]
-    rows: Rows = {name: {} for name in ROWS}
+    columns: dict[str, dict[str, Cell]] = {}
     for column, (outcome, *_) in played(FOLDER.name, plays, ground).items():
         events = (
             Event(one.at_s, one.kind, one.node_id, one.pipeline_id) for one in outcome.happened
         )
-        for name, seconds in medians(parts_of(events)).items():
-            rows[name][column] = seconds
-    return rows
+        columns[column] = medians(parts_of(events))
+    if ground.size in KILLS:
+        columns[MESH] = _measured(ground.size)
+    return {
+        row: {column: cells[row] for column, cells in columns.items() if row in cells}
+        for row in ROWS
+        if any(row in cells for cells in columns.values())
+    }
+
+
+def _measured(size: Size) -> dict[str, Cell]:
+    from experiments.starts import measured, sources  # who simulates alone starts no mesh
+
+    with tempfile.TemporaryDirectory(prefix="shunt-starts-") as root:
+        data_dir, other = Path(root) / "mesh", Path(root) / "other"
+        data_dir.mkdir()
+        other.mkdir()
+        starts = asyncio.run(measured.starts(data_dir, KILLS[size]))
+        from_each = sources.seconds(data_dir / "store", measured.MODEL, other, LOADS[size])
+    return {**medians([one.parts for one in starts]), **measured.medians(starts), **from_each}
 
 
 def medians(parts: Sequence[Parts]) -> dict[str, Cell]:

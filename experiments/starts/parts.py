@@ -25,6 +25,7 @@ class Parts:
     """From the order until the pipeline serves; seconds."""
 
     node: str
+    ordered_s: float
     process_s: float
     """Until it registers: its machine, process, imports."""
     load_s: float
@@ -52,6 +53,6 @@ def parts_of(events: Iterable[Event]) -> list[Parts]:
             at_s = [seen[node][step] for step in STEPS if step in seen[node]]
             if len(at_s) == len(STEPS):
                 process_s, load_s = (after - before for before, after in pairwise(at_s))
-                found.append(Parts(node, process_s, load_s, event.at_s - at_s[-1]))
+                found.append(Parts(node, at_s[0], process_s, load_s, event.at_s - at_s[-1]))
                 ordered[event.pipeline].remove(node)
     return found

@@ -35,6 +35,7 @@ async def explained(directory: MeshDirectory, what_ifs: bool) -> dict[str, Any]:
         "reasons": list(answer.reasons),
         "alternatives": [{"plan": a.plan, "lacks": a.lacks} for a in answer.alternatives],
         "causes": list(answer.causes),
+        "late": answer.late or None,
         "gain": answer.gain if answer.HasField("gain") else None,
         "horizon_s": answer.horizon_s if answer.HasField("horizon_s") else None,
         "adopted_unix_s": answer.adopted_unix_s if answer.HasField("adopted_unix_s") else None,
@@ -64,6 +65,8 @@ def why_text(why: dict[str, Any]) -> Group:
     if why["gain"] is not None:
         horizon = f" over {why['horizon_s']:g} s" if why["horizon_s"] is not None else ""
         parts.append(Text(f"beats staying by {why['gain']:.1%}{horizon}"))
+    if why["late"]:
+        parts.append(Text(f"late, for no plan keeps the targets: {why['late']}", style="yellow"))
     parts += [Text("why this one", style="bold"), *_lines(why["reasons"] or ["nobody said"])]
     if why["spares"]:
         head = Text("kept for the stages that are likeliest to be lost", style="bold")

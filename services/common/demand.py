@@ -38,10 +38,11 @@ class TenantDemand:
 class Shares:
     """Which part of tenants' limits one router has."""
 
-    routers: int = 1
-    """That there are: of limits that are not named each has an equal part."""
+    routers: int = 0
+    """That there are: of limits that are not named each has an equal part. 0: the router was told
+    nothing yet, and counts itself alone."""
     by_tenant: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def of(self, name: str) -> float:
         """The part of a tenant's limits."""
-        return self.by_tenant.get(name, 1.0 / self.routers)
+        return self.by_tenant.get(name, 1.0 / max(1, self.routers))

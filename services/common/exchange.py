@@ -67,6 +67,8 @@ class KvSource:
 
     formation_id: str
     members: tuple[KvMember, ...]
+    fetch_s: float = 0.0
+    """What has not come behind so long is computed; 0: as whoever fetches has it."""
 
 
 @dataclass(frozen=True, slots=True)

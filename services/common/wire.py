@@ -36,6 +36,8 @@ from services.common.generation import (
 T = TypeVar("T")
 
 MAX_CHOICES = 128
+LONGEST_FETCH_S = 600.0
+"""That blocks of a KV cache are waited for, or kept."""
 MAX_GENERATION_ID_CHARS = 64
 MAX_ASK_DIGEST_CHARS = 64
 MAX_STOP_STRINGS = 64
@@ -364,12 +366,16 @@ def kv_source_to(source: KvSource) -> common_pb2.KvSource:
     return common_pb2.KvSource(
         formation_id=source.formation_id,
         members=map(kv_member_to, source.members),
+        fetch_s=source.fetch_s,
     )
 
 
 def kv_source_from(message: common_pb2.KvSource) -> KvSource:
     """Raises InvalidArgument and names the field."""
-    return KvSource(message.formation_id, tuple(map(kv_member_from, message.members)))
+    if not 0 <= message.fetch_s <= LONGEST_FETCH_S:
+        raise InvalidArgument(f"within 0 and {LONGEST_FETCH_S:g} seconds", field="fetch_s")
+    members = tuple(map(kv_member_from, message.members))
+    return KvSource(message.formation_id, members, message.fetch_s)
 
 
 def kv_member_to(member: KvMember) -> common_pb2.KvMember:

@@ -23,6 +23,7 @@ from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
+from services.controller.dealing import Dealing
 from services.controller.departures import Journaled
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
 from services.controller.documents import DocumentRuntime
@@ -93,6 +94,7 @@ class AssembledController:
             settings.handover_keep_s,
             clock,
             lambda formation_id: self._runtime.cluster.view.members(formation_id),
+            fetch_s=settings.handover_fetch_s,
         )
         self._runtime = ClusterRuntime(
             self._cluster(facts, recovered, clock()),
@@ -173,6 +175,7 @@ class AssembledController:
                     clock=clock,
                     wall_clock=time.time,
                 ),
+                dealing=Dealing(journal, recovered.saved, clock),
             ),
             self._server.grpc_server,
         )

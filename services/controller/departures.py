@@ -69,7 +69,7 @@ class Departures:
         self._block_positions = block_positions
         self._link = Link()
         self._ahead: dict[str, dict[str, int]] = {}
-        """Blocks that have gone ahead, by formation and generation."""
+        """Blocks that have gone ahead, by formation that is left and generation."""
         self._clock = clock
 
     async def leave(self, action: DepartFormation) -> None:
@@ -191,6 +191,7 @@ class Departures:
             if move.choice is Choice.PUSH and (head is not None or action.followers):
                 there = head.route.formation_id if head is not None else ""
                 heirs.setdefault(there, []).append(move.generation_id)
+        self.forget(name)  # what went ahead of an earlier hand-over lies elsewhere, or nowhere
         if not heirs:
             return
         members = {there: view.members(there) if there else action.followers for there in heirs}
@@ -208,7 +209,7 @@ class Departures:
         now_s = self._clock()
         if ahead.tells_of_link():
             self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
-        if view.runs_at(name) is not None:
+        if view.goes(name):
             self._ahead.setdefault(name, {}).update(ahead.blocks_of)  # pushes note theirs in it
         self._events.add(
             "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
@@ -228,6 +229,12 @@ class Departures:
         """It is no more, drained or not."""
         self._ahead.pop(formation_id, None)
 
+    def forget_stayed(self) -> None:
+        """Of those that are not left after all, what went ahead counts no more: it is kept for some
+        seconds, and whoever goes on another time may be another."""
+        for formation_id in [name for name in self._ahead if not self._cluster.view.goes(name)]:
+            self.forget(formation_id)
+
     def _at_once(
         self, formation_id: str, runs_at: RunsAt, *, goes_ahead: bool = False
     ) -> tuple[Move, ...]:
@@ -238,17 +245,27 @@ class Departures:
             one.generation_id: one.with_blocks(size, positions)
             for one in self._journaled.streams(formation_id)
         }
-        if self._kv.handover != "auto":
-            return at_once(streams.values(), now_s, travels=self._kv.travels)
         rates = self._journaled.rates(runs_at.model, inf)
         if goes_ahead:
+            if self._kv.handover != "auto":
+                return at_once(streams.values(), now_s, travels=self._kv.travels)
             return cheapest(streams.values(), rates, now_s)
-        rates = replace(rates, link_bytes_per_s=max(1.0, self._link.bytes_per_s(now_s)))
+        link_bytes_per_s = max(1.0, self._link.bytes_per_s(now_s))
         left = {
             name: streams[name].with_blocks(size, positions, over + BEHIND_BLOCKS).bytes or 0
             for name, over in self._ahead.get(formation_id, {}).items()
             if over and name in streams
         }
+        if self._kv.handover != "auto":
+            return at_once(
+                streams.values(),
+                now_s,
+                travels=self._kv.travels,
+                link_bytes_per_s=link_bytes_per_s,
+                left=left,
+            )
+        fetch_s = self._kv.longest_s(self._cluster.view.ends_at_s(formation_id))
+        rates = replace(rates, link_bytes_per_s=link_bytes_per_s, fetch_s=fetch_s)
         return cheapest(streams.values(), rates, now_s, left)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:

@@ -192,14 +192,17 @@ class Engines:
         head: Member,
         *,
         keep_kv: bool = False,
+        keep_s: float = 0.0,
         replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
         """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
-        its stages keep what they hold of them, but of those that are `replayed`."""
+        its stages keep what they hold of them, for `keep_s` at least, but of those that are
+        `replayed`."""
         request = engine_pb2.DrainRequest(
             formation_id=formation_id,
             keep_kv=keep_kv,
+            kv_keep_s=keep_s,
             replayed_generation_ids=sorted(replayed),
             running_generation_ids=sorted(running),
         )

@@ -85,6 +85,10 @@ class Formations:
                 moves = self._departures.end(action.formation_id)
                 self._begin(self._drain(action, moves), action.head.node_id)
 
+    def look(self) -> None:
+        """Something has happened to the cluster."""
+        self._departures.forget_stayed()
+
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
             if isinstance(action, LoadStage):
@@ -149,7 +153,11 @@ class Formations:
         sealed = None
         try:
             sealed = await self._engines.drain(
-                name, action.head, keep_kv=replayed is not None, replayed=replayed or ()
+                name,
+                action.head,
+                keep_kv=replayed is not None,
+                keep_s=kv.lasts_s(name),
+                replayed=replayed or (),
             )
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
@@ -13,6 +13,10 @@ from services.common.nodes import Member
 from services.controller.core.departure.move import Choice, Move
 
 Handover = Literal["auto", "replay", "kv"]
+LEAST_S = 1.0
+"""A node whose time is over is there for a moment yet."""
+SLACK = 1.5
+"""Blocks may take so much longer than the link was seen to need for them."""
 
 
 @dataclass(slots=True)
@@ -23,6 +27,8 @@ class _Kept:
     """Those of its generations that were; None: all."""
     replayed: set[str] = field(default_factory=set)
     """Of these nothing is kept."""
+    lasts_s: float = 0.0
+    """What is kept may be had for so long behind the seal."""
     until_s: float = inf
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     """Or that failed."""
@@ -52,14 +58,21 @@ class KvSources:
         keep_s: float,
         clock: Callable[[], float],
         members: Callable[[str], Sequence[Member]],
+        *,
+        fetch_s: float,
     ) -> None:
-        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer.
-        `members` of a formation that lives."""
+        """`keep_s` counts from when a formation is sealed, where blocks are over sooner; they may
+        take `fetch_s`. `members` of a formation that lives."""
         self.handover: Handover = handover
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
         self._keep_s, self._clock, self._members = keep_s, clock, members
+        self._fetch_s = max(keep_s, fetch_s)
         self._kept: dict[str, _Kept] = {}
+
+    def longest_s(self, ends_at_s: float) -> float:
+        """Blocks that leave nodes which are taken away then may travel for so long."""
+        return max(LEAST_S, min(self._fetch_s, ends_at_s - self._clock()))
 
     def departs(self, formation_id: str, members: Sequence[Member]) -> None:
         """Generations leave a formation one by one; its stages keep what they have of those that
@@ -86,13 +99,20 @@ class KvSources:
         kept = self._kept.setdefault(formation_id, self._of(formation_id, members, None))
         kept.pushed = None
         kept.replayed.update(replayed)
+        travel_s = max((m.ends_s - m.begins_s for m in moves if m.choice is Choice.PUSH), default=0)
+        kept.lasts_s = max(self._keep_s, min(self._fetch_s, SLACK * travel_s))
         return replayed
+
+    def lasts_s(self, formation_id: str) -> float:
+        """Its stages keep blocks for so long at least; 0: as they do anyway."""
+        kept = self._kept.get(formation_id)
+        return kept.lasts_s if kept is not None and kept.lasts_s > self._keep_s else 0.0
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""
         kept = self._kept.get(formation_id)
         if kept is not None:
-            kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
+            kept.until_s = self._clock() + (max(self._keep_s, kept.lasts_s) if sealed else 0.0)
             kept.sealed.set()
 
     def dissolved(self, formation_id: str) -> None:
@@ -108,7 +128,10 @@ class KvSources:
         self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
         kept = self._kept.get(formation_id)
         if kept is not None and kept.has(generation_id):
-            return kept.source
+            if kept.lasts_s <= self._keep_s:
+                return kept.source
+            left_s = min(kept.lasts_s, kept.until_s - now_s)
+            return replace(kept.source, fetch_s=max(self._keep_s, left_s))
         members = self._members(formation_id) if handed_on else ()
         return source_of(formation_id, members) if members else None
 

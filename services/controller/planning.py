@@ -78,6 +78,12 @@ def _alternatives(
     return tuple(Alternative(one.plan, one.lacks) for one in answer.alternatives)
 
 
+def _late(pairs: Sequence[tuple[Goal, Answer]]) -> str:
+    """Which targets are missed, of several models by model."""
+    late = [(goal.model.model_id, answer.late) for goal, answer in pairs if answer.late]
+    return "; ".join(told if len(pairs) == 1 else f"{name}: {told}" for name, told in late)
+
+
 def _no_offer(node_id: str) -> Offer | None:
     """Where nobody knows what nodes were launched from."""
     return None
@@ -131,6 +137,7 @@ class Planning:
             tuple(reason for answer in answers for reason in answer.reasons),
             tuple(one for answer in answers for one in _alternatives(answer)),
             ((Cause.DEPLOYMENTS if question.running else Cause.FIRST).value,),
+            late=_late(pairs),
         )
         plan = replace(_plan_of(question.number, pairs, known), why=why)
         return await self._in_proportion(in_phases(plan, self._phases), question.goals)
@@ -193,12 +200,14 @@ class Planning:
         whole = question.phases_only or len(reply.pipelines) == question.planned
         if not reply.change and whole:
             return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
-        plan = _plan_of(question.number, [(goal, reply)], _known(question))
+        pairs = [(goal, reply)]
+        plan = _plan_of(question.number, pairs, _known(question))
         why = Why(
             tuple(reply.reasons),
             _alternatives(reply),
             gain=reply.gain,
             horizon_s=wishes.horizon_s,
+            late=_late(pairs),
         )
         plan = replace(plan, why=why)
         if not question.phases_only:
@@ -225,6 +234,7 @@ class Planning:
             _alternatives(reply),
             gain=reply.gain,
             horizon_s=question.wishes.horizon_s,
+            late=_late(pairs),
         )
         running = [pipeline for _, pipeline in question.running]
         plan = in_phases(replace(plan, why=why), self._phases, running)

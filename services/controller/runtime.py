@@ -331,6 +331,7 @@ class ClusterRuntime:
             await self._until_confirmed()
             for asked in together:
                 await self._begin_asked(asked)
+            self._formations.look()
             for address in self._engines.addresses - self.cluster.view.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()

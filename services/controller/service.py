@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from services.common.generation import CancelReason
 from services.controller import metrics, wire, wire_demand
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.core.ledger.outcomes import ServingHead
-from services.controller.core.shares import TenantShares
+from services.controller.dealing import Dealing
 from services.controller.deployments import Deployments
 from services.controller.documents import DocumentRpcs, DocumentRuntime
 from services.controller.engines import Engines
@@ -73,6 +72,7 @@ class ControllerService(
         engines: Engines,
         deployments: Deployments,
         documents: DocumentRuntime,
+        dealing: Dealing,
     ) -> None:
         self._limits = limits
         self._runtime = runtime
@@ -82,7 +82,7 @@ class ControllerService(
         self._events = events
         self._engines = engines
         self._deployments = deployments
-        self._shares = TenantShares()
+        self._dealing = dealing
         self._documents = documents
         self._routers: Counter[str] = Counter()
         self._processes: Processes | None = None
@@ -286,10 +286,9 @@ class ControllerService(
         self, request: pb.ReportDemandRequest, context: Context
     ) -> pb.ReportDemandResponse:
         demand, tenants = wire_demand.demand_from(request), wire_demand.tenants_from(request)
-        routers = min(max(1, request.routers), wire_demand.MAX_ROUTERS)
+        routers = min(request.routers, wire_demand.MAX_ROUTERS)
         self._replans.reported(*demand)
-        shares = self._shares.reported(demand[0], routers, tenants, time.monotonic())
-        return wire_demand.shares_to(shares)
+        return wire_demand.shares_to(await self._dealing.reported(demand[0], routers, tenants))
 
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Context

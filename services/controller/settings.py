@@ -103,6 +103,9 @@ class ControllerSettings(TimingSettings, RetentionSettings):
     handover_keep_s: float = Field(default=5.0, gt=0, le=600)
     """Behind its seal, for so long others are told that blocks of a formation may be had, and its
     nodes do not end; engines keep them longer."""
+    handover_fetch_s: float = Field(default=60.0, ge=0, le=600)
+    """They are told so for longer, up to this, where blocks take longer over the link that was
+    seen; what would take longer than that, or until a node is taken away, is computed."""
     handover_ahead_s: float = Field(default=10.0, ge=0, le=600)
     """Before that, blocks go ahead to where generations will go on, while their formation serves:
     for so long at most, and no longer than half of the time that a notice leaves."""

@@ -42,6 +42,7 @@ def explanation_to(plan: Plan, spares: Iterable[SpareView]) -> pb.ExplainPlanRes
         horizon_s=why.horizon_s,
         adopted_unix_s=why.adopted_unix_s,
         spares=map(spare_to, spares),
+        late=why.late,
     )
 
 

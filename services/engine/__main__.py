@@ -27,6 +27,7 @@ from services.engine.engine import Engine
 from services.engine.notices import Notices
 from services.engine.service import EngineService
 from services.engine.settings import EngineSettings
+from services.engine.starting import StartTrace
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ ABANDONED_S, ABANDONED_LOOK_S = 1.5, 0.25
 
 async def serve(chosen: EngineSettings, metrics_port: int) -> None:
     """Serves until a signal, or until orphaned; threads of a load may still run behind it."""
+    start = StartTrace()
     notices = Notices(chosen.notice_s, time.monotonic)
     loader = make_loader(chosen)
     loader.warm()
@@ -54,7 +56,7 @@ async def serve(chosen: EngineSettings, metrics_port: int) -> None:
     mine = NodeFacts(
         engine.node_id, engine.incarnation, address, os.getpid(), shape, facts, metrics_port
     )
-    link = _link(chosen, engine, mine) if chosen.controller else None
+    link = _link(chosen, engine, mine, start) if chosen.controller else None
     background: list[asyncio.Task[Any]] = [
         asyncio.create_task(notices.listen(to_lines=chosen.hears_notices)),
         asyncio.create_task(engine.run()),
@@ -121,7 +123,9 @@ async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
         steps = made
 
 
-def _link(chosen: EngineSettings, engine: Engine, mine: NodeFacts) -> ControllerLink:
+def _link(
+    chosen: EngineSettings, engine: Engine, mine: NodeFacts, start: StartTrace
+) -> ControllerLink:
     opened = [
         channels.open_channel(
             address,
@@ -138,6 +142,7 @@ def _link(chosen: EngineSettings, engine: Engine, mine: NodeFacts) -> Controller
         timeout_s=chosen.controller_timeout_s,
         checkpoint_interval_s=chosen.checkpoint_interval_s,
         clock=time.monotonic,
+        registered=start.registered,
     )
 
 

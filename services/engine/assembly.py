@@ -9,6 +9,7 @@ from functools import partial
 import grpc
 
 from services.common import channels
+from services.common.host import usable_memory_bytes
 from services.common.roles import Role
 from services.engine.backend import BLOCK_SIZE
 from services.engine.compute import Compute
@@ -29,6 +30,9 @@ from services.engine.ranks.messages import OfRank
 from services.engine.settings import EngineSettings
 from services.engine.stages import StageLoader, Stages
 from services.engine.vllm.loader import VllmLoader, VllmOptions
+
+LEAST_SHELF_BYTES = 1 << 30
+"""Where nothing else is set, for blocks that others may fetch."""
 
 
 def make_loader(settings: EngineSettings) -> StageLoader:
@@ -60,6 +64,13 @@ def make_loader(settings: EngineSettings) -> StageLoader:
         patience=Patience(settings.rank_progress_s),
         level=settings.log_level,
     )
+
+
+def _shelf_bytes(settings: EngineSettings) -> int:
+    """What is there for blocks that others may fetch."""
+    if settings.kv_shelf_bytes is not None:
+        return settings.kv_shelf_bytes
+    return max(LEAST_SHELF_BYTES, (usable_memory_bytes() or 0) // 4)
 
 
 def assemble(
@@ -97,7 +108,7 @@ def assemble(
         settings.hurried_rows,
     )
     limits = KvLimits(
-        settings.kv_shelf_bytes,
+        _shelf_bytes(settings),
         settings.kv_keep_s,
         settings.kv_silent_s,
         settings.kv_flows,

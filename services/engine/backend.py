@@ -210,6 +210,11 @@ class StageBackend(Protocol):
         left is forgotten."""
         ...
 
+    def begin_again(self, kv_blocks: int) -> None:
+        """Have every slot free, for another formation: the blocks, of which there are just so many,
+        hold what they held. Raises FailedPrecondition where that is not so."""
+        ...
+
     def end(self) -> None:
         """Release the cache and every slot; the weights stay."""
         ...

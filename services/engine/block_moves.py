@@ -19,9 +19,10 @@ from services.common.exchange import KvMember, KvSource
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
-from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.incoming import KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
+from services.engine.kv_exchange import MAX_NAMES
 
 _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
@@ -61,11 +62,17 @@ class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
     async def keep(
-        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
+        self,
+        formation: FormationPart,
+        number: int,
+        blocks: Sequence[NamedBlock],
+        *,
+        last: bool,
+        keep_s: float = 0.0,
     ) -> int | None:
-        """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. So many every stage has room for; None: some stage did not answer, and
-        may be at it yet."""
+        """Every stage keeps what it holds of these, for so long at least, those first that come
+        first; behind the last ones nothing more. So many every stage has room for; None: some stage
+        did not answer, and may be at it yet."""
         ...
 
     async def store(
@@ -75,8 +82,10 @@ class KvMoves(Protocol):
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers."""
+        """All members of the heir keep what the source keeps of these, of their layers; who has no
+        formation yet lays them into the same `places` of a cache, if any are said."""
         ...
 
     async def cache(
@@ -142,17 +151,25 @@ class BlockMoves:
         self._clock = clock
         self._copied: tuple[Copying, KvSource, float] | None = None
         """What went ahead last, from where, and when."""
+        self._keeping: set[SequenceKey] = set()
+        """Sealed ones whose blocks stages were asked to keep."""
         self._moving: set[asyncio.Task[None]] = set()
 
     def forget(self) -> None:
         """Another formation is headed: what went ahead of the last one's generations is over."""
         self._copied = None
+        self._keeping.clear()
 
     def begin(self, blocks: Coroutine[None, None, None]) -> None:
-        """They move beside everything else."""
+        """They move beside everything else; where that fails, they are computed."""
         task = asyncio.create_task(blocks)
         self._moving.add(task)
-        task.add_done_callback(self._moving.discard)
+        task.add_done_callback(self._moved)
+
+    def _moved(self, task: asyncio.Task[None]) -> None:
+        self._moving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("blocks do not move", exc_info=error)
 
     def do(self, formation: FormationPart, due: Due) -> None:
         """What is due of fetches, and of blocks to be kept."""
@@ -162,23 +179,32 @@ class BlockMoves:
             self.begin(self._keep_beside(formation, leaving))
 
     async def keep_sealed(
-        self, formation_id: str, replayed: Collection[str], *, last: bool
+        self, formation_id: str, replayed: Collection[str], *, last: bool, keep_s: float = 0.0
     ) -> None:
-        """What was computed of those that are sealed and not `replayed` elsewhere, at every stage;
-        behind the `last` of them there is nothing more."""
+        """What was computed of those that are sealed and not `replayed` elsewhere, at every stage
+        and for so long at least; behind the `last` of them there is nothing more. Before it those
+        are kept that are sealed since the call before; behind it all are, as long as if they came
+        then."""
         formation = self._headed()
         if formation is None or formation.id != formation_id:
             return
         # Of what is sealed meanwhile stages may lack blocks yet: who keeps those sends them.
-        sealed = self._batching.sealed_names(replayed) if self._copied is not None else {}
-        with self._giving_back(formation), self._batching.kept(frozenset(replayed)) as kept:
+        sealed = self._batching.sealed(replayed)
+        if not last:
+            sealed = [one for one in sealed if one.key not in self._keeping]
+            if not sealed:
+                return
+        self._keeping.update(one.key for one in sealed)
+        with self._giving_back(formation), self._batching.kept(sealed) as kept:
             there = await self._computed(formation, kept) and await self._kept(
-                formation, kept, last=last
+                formation, kept, last=last, keep_s=keep_s
             )
         if there and self._copied is not None:
             copying, source, at_s = self._copied
             if self._clock() - at_s < COPYING_AGAIN_S:
-                self.begin(self._send_rest(formation, copying, copying.rest(sealed), source))
+                names = {one.key: names_of(one) for one in sealed}
+                rest, places = copying.rest(names), dict(kept.blocks)
+                self.begin(self._send_rest(formation, copying, rest, source, places))
 
     async def _send_rest(
         self,
@@ -186,9 +212,10 @@ class BlockMoves:
         copying: Copying,
         rest: Mapping[int, Mapping[SequenceKey, Sequence[bytes]]],
         source: KvSource,
+        places: Mapping[bytes, int],
     ) -> None:
-        """The last blocks of sealed ones go to where they go on while their readers ask who that
-        is."""
+        """The last blocks of sealed ones, which lie in these places, go to where they go on while
+        their readers ask who that is."""
         stores = [
             self._kv.store(
                 formation,
@@ -196,6 +223,7 @@ class BlockMoves:
                 copying.heirs[heir].members,
                 list(dict.fromkeys(n for names in chains.values() for n in names[-LAST_BLOCKS:])),
                 REST_S,
+                _laid(copying.heirs[heir], places),
             )
             for heir, chains in rest.items()
         ]
@@ -277,7 +305,8 @@ class BlockMoves:
     ) -> _Round | None:
         """None: there is no more to be done, or it cannot be."""
         layers = formation.membership.members[-1].layers.end
-        at_most = max(1, AHEAD_BYTES // max(1, layers * formation.kv_layout.layer_bytes))
+        block_bytes = max(1, layers * formation.kv_layout.layer_bytes)
+        at_most = min(MAX_NAMES, max(1, AHEAD_BYTES // block_bytes))
         with self._giving_back(formation), self._batching.ahead(copying, at_most) as going:
             if going is None:
                 return None
@@ -288,8 +317,16 @@ class BlockMoves:
             if kept is None:
                 return None
         names, limit_s = ahead.names, max(0.0, until_s - self._clock())
+        places = dict(ahead.blocks)
         stores = [
-            self._kv.store(formation, source, copying.heirs[heir].members, of_heir, limit_s)
+            self._kv.store(
+                formation,
+                source,
+                copying.heirs[heir].members,
+                of_heir,
+                limit_s,
+                _laid(copying.heirs[heir], places),
+            )
             for heir, of_heir in names.items()
         ]
         stored = dict(zip(names, await asyncio.gather(*stores), strict=True))
@@ -310,12 +347,13 @@ class BlockMoves:
     ) -> None:
         """What heirs keep by now lies where it will be wanted, as far as they have room."""
         limit_s = max(0.0, until_s - self._clock())
+        pages = [(heir, page) for heir, of_heir in chains.items() for page in _pages(of_heir)]
         asked = [
-            self._kv.cache(copying.heirs[heir], source, list(of_heir.values()), limit_s)
-            for heir, of_heir in chains.items()
+            self._kv.cache(copying.heirs[heir], source, list(page.values()), limit_s)
+            for heir, page in pages
         ]
-        for of_heir, cached in zip(chains.values(), await asyncio.gather(*asked), strict=True):
-            copying.lie(dict(zip(of_heir, cached, strict=False)))
+        for (_, page), cached in zip(pages, await asyncio.gather(*asked), strict=True):
+            copying.lie(dict(zip(page, cached, strict=False)))
 
     async def take_ahead(
         self,
@@ -371,12 +409,16 @@ class BlockMoves:
         if formation is self._headed():
             self._do(self._batching.left(leaving, self._clock()))
 
-    async def _kept(self, formation: FormationPart, leaving: Leaving, *, last: bool) -> int | None:
+    async def _kept(
+        self, formation: FormationPart, leaving: Leaving, *, last: bool, keep_s: float = 0.0
+    ) -> int | None:
         """Every stage keeps so many of these, from the first on; None where one does not answer:
         they stay taken until it does no more."""
         leaving.busy, kept = True, None
         try:
-            kept = await self._kv.keep(formation, leaving.number, leaving.blocks, last=last)
+            kept = await self._kv.keep(
+                formation, leaving.number, leaving.blocks, last=last, keep_s=keep_s
+            )
             leaving.busy = kept is None
         finally:
             if leaving.busy:
@@ -412,3 +454,25 @@ class BlockMoves:
     def _scheduler(self) -> Scheduler | None:
         lead = self._batching.lead
         return lead.scheduler if lead else None
+
+
+def _laid(heir: Heir, places: Mapping[bytes, int]) -> Mapping[bytes, int]:
+    """Where blocks are to lie already for an heir that is no formation yet."""
+    return {} if heir.formation_id else places
+
+
+def _pages(
+    chains: Mapping[SequenceKey, Sequence[bytes]],
+) -> Iterator[dict[SequenceKey, Sequence[bytes]]]:
+    """All of them, so many blocks at a time as a call may name; of a chain that is longer its
+    beginning."""
+    page, named = dict[SequenceKey, Sequence[bytes]](), 0
+    for key, names in chains.items():
+        beginning = names[:MAX_NAMES]
+        if page and named + len(beginning) > MAX_NAMES:
+            yield page
+            page, named = {}, 0
+        page[key] = beginning
+        named += len(beginning)
+    if page:
+        yield page

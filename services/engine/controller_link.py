@@ -45,7 +45,9 @@ class ControllerLink:
         timeout_s: float,
         checkpoint_interval_s: float,
         clock: Callable[[], float],
+        registered: Callable[[], None] = lambda: None,
     ) -> None:
+        """`registered` is called whenever the controller has taken note of the process."""
         self._stubs = tuple(stubs)
         self._turn = 0
         """Which of them is the controller, as far as is known."""
@@ -55,7 +57,7 @@ class ControllerLink:
         self._facts = facts
         self._timeout_s = timeout_s
         self._checkpoint_interval_s = checkpoint_interval_s
-        self._clock = clock
+        self._clock, self._registered = clock, registered
         self.last_heard_s = clock()
 
     async def run(self) -> None:
@@ -121,6 +123,7 @@ class ControllerLink:
             timeout=self._timeout_s,
         )
         self.last_heard_s = self._clock()
+        self._registered()
         _log.info("registered with the controller")
         call = self._stub.Heartbeat()
         try:

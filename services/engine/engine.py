@@ -22,6 +22,7 @@ from services.common.numerics import pipeline_class
 from services.engine.backend import Sampled
 from services.engine.compute import Compute
 from services.engine.core.batching import lead_of
+from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.core.throttle import Throttle
@@ -108,6 +109,7 @@ class Engine:
                 membership,
                 held.backend,
                 self._compute,
+                cache=self.stages.use(held, membership.kv_blocks),
                 throttle=Throttle(self._limits.core_share),
                 on_step=self.counters.stepped,
                 connect=self._connect,
@@ -115,7 +117,6 @@ class Engine:
                 on_end=self._ended,
             )
             self.formation = formation
-            self.stages.use(held, membership.kv_blocks)
             self._free.clear()
             formation.start()
             self.changed.set()
@@ -185,6 +186,20 @@ class Engine:
         await self.stages.close()
         self._compute.close()
 
+    async def lay(
+        self, layout: KvLayout, layers: range, kv_blocks: int, blocks: Sequence[NamedBlock]
+    ) -> None:
+        """What is kept here of blocks lies in a cache of so many, too, if a formation to come may
+        have that: one of just these layers."""
+        cache = self.stages.ahead(layout.name, layers, kv_blocks) if blocks else None
+        if cache is None:
+            return
+        try:
+            fit = [block for block in blocks if block[1] < kv_blocks]
+            await self.kv.lay(cache, layout, layers, fit)
+        except Exception:  # they are copied when their formation has the cache
+            _log.exception("blocks do not lie in a cache ahead")
+
     def _check(self, membership: FormationPlace) -> HeldStage:
         mine = membership.members[membership.stage_index]
         if mine.incarnation != self.incarnation:
@@ -217,6 +232,7 @@ class Engine:
             progress_s=limits.progress_s,
             limit_bytes=limits.max_message_bytes,
             grammar_library=LIBRARY,
+            places=formation.contents.places,
         )
         stages = [member.stage for member in membership.members]
         self.counters.formed(membership.model.model_id, membership.pipeline_id)

@@ -10,7 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -31,10 +38,13 @@ from services.common.nodes import Member
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, StageBackend
 from services.engine.compute import Compute
+from services.engine.core.contents import Contents
 from services.engine.core.given_up import GivenUp
+from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout
 from services.engine.core.throttle import Throttle
 from services.engine.downstream import Downstream
+from services.engine.stage_cache import StageCache
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -86,18 +96,21 @@ class FormationPart:
         backend: StageBackend,
         compute: Compute,
         *,
+        cache: StageCache,
         throttle: Throttle,
         on_step: Callable[[float, float], None],
         connect: Callable[[str], grpc.aio.Channel],
         on_sampled: Callable[[FormationPart, int, Sequence[Sampled]], None],
         on_end: Callable[[FormationPart, tuple[str, ...]], None],
     ) -> None:
-        """`on_step` hears how long each step was computed, and how long it took."""
+        """`cache` is that of the backend; `on_step` hears how long each step was computed, and how
+        long it took."""
         self.membership = membership
         self.steps = 0
         self.alive = True
         self._backend = backend
         self._compute = compute
+        self.cache = cache
         self._throttle = throttle
         self._on_step = on_step
         self._on_sampled = on_sampled
@@ -142,6 +155,11 @@ class FormationPart:
         return self._backend.facts.layers
 
     @property
+    def contents(self) -> Contents:
+        """What is known of its cache."""
+        return self.cache.contents
+
+    @property
     def kv_layout(self) -> KvLayout:
         """How `export_blocks` and `import_blocks` have blocks."""
         return self._backend.kv_layout
@@ -161,7 +179,14 @@ class FormationPart:
         self, number: int, blocks: Sequence[int], data: Sequence[bytes | memoryview]
     ) -> None:
         """Has blocks hold this, between steps; raises what `export_blocks` raises."""
+        self.contents.written(blocks)
         await self._compute.run(self._living(number, self._backend.import_blocks), blocks, data)
+
+    def keeps(self, number: int, blocks: Iterable[NamedBlock]) -> None:
+        """They hold what goes by these names, as the head said by this number. What it has given up
+        counts for nothing: it may have given them to others since."""
+        if self.alive and number not in self._given_up:
+            self.contents.note(blocks)
 
     async def give_up(self, number: int) -> None:
         """Returns when no block is read or written any more for what the head asked by this number,
@@ -251,7 +276,11 @@ class FormationPart:
             _log.warning(what, extra={"formation_id": self.id, "why": error.message})
 
     async def _begin(self) -> None:
-        await self._compute.run(self._backend.begin, self.membership.kv_blocks)
+        try:
+            await self._compute.run(self.cache.begin)
+        except Exception:
+            self.contents.clear()
+            raise
         self._spawn(self._work())
         if self._downstream is not None:
             await self._downstream.stand()
@@ -261,6 +290,7 @@ class FormationPart:
     async def _work(self) -> None:
         while True:
             work = await self._inbox.get()
+            self.contents.stepped(work.batch.steps)
             spans = self._begin_spans(work)
             began_s = time.monotonic()
             try:

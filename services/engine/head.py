@@ -158,18 +158,19 @@ class Head:
         formation_id: str,
         *,
         keep_kv: bool = False,
+        keep_s: float = 0.0,
         replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
         """Seals every generation of the formation but those `running` and waits until the journal
         and the readers have everything; returns how many. With `keep_kv` the stages keep what they
-        hold of those that are not `replayed` elsewhere. Raises FailedPrecondition for another
-        formation."""
+        hold of those that are not `replayed` elsewhere, for `keep_s` at least. Raises
+        FailedPrecondition for another formation."""
         if keep_kv and not running:
             await self._drain_at_block_ends(formation_id, frozenset(replayed))
         self._act(self._core.drain(formation_id, self._clock(), running))
         if keep_kv:
-            await self._keep(formation_id, replayed, last=not running)
+            await self._keep(formation_id, replayed, last=not running, keep_s=keep_s)
         while (sealed := self._core.drained(formation_id, self._clock(), running)) is None:
             self._changed.clear()
             await self._changed.wait()
@@ -195,13 +196,15 @@ class Head:
                 async with asyncio.timeout(left_s):
                     await self._changed.wait()
 
-    async def _keep(self, formation_id: str, replayed: Collection[str], *, last: bool) -> None:
+    async def _keep(
+        self, formation_id: str, replayed: Collection[str], *, last: bool, keep_s: float
+    ) -> None:
         """What was computed of those that are sealed by now, at every stage; behind the `last` of
         them there is nothing more."""
         while self._core.sealing(formation_id):
             self._changed.clear()
             await self._changed.wait()
-        await self.moves.keep_sealed(formation_id, replayed, last=last)
+        await self.moves.keep_sealed(formation_id, replayed, last=last, keep_s=keep_s)
 
     # Readers
 

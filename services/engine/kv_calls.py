@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 import grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -36,25 +36,38 @@ class KvCalls:
     """What a head asks of all stages of its formation, its own included."""
 
     def __init__(self, exchange: KvExchange, connect: Connect, fetch_s: float) -> None:
-        """`fetch_s` is how long blocks may take to come before they are computed."""
+        """`fetch_s` is how long blocks may take to come before they are computed, where their
+        source says nothing of it."""
         self._exchange, self._connect = exchange, connect
         self._fetch_s = fetch_s
 
     async def keep(
-        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
+        self,
+        formation: FormationPart,
+        number: int,
+        blocks: Sequence[NamedBlock],
+        *,
+        last: bool,
+        keep_s: float = 0.0,
     ) -> int | None:
-        """Every stage keeps what it holds of these, those first that come first; behind the last
-        ones nothing more. So many every stage has room for; None: some stage did not answer, and
-        may be at it yet."""
+        """Every stage keeps what it holds of these, for so long at least, those first that come
+        first; behind the last ones nothing more. So many every stage has room for; None: some stage
+        did not answer, and may be at it yet."""
 
         async def here() -> int:
             async with asyncio.timeout(COPY_S):
-                return await self._exchange.keep(formation, number, blocks, last=last)
+                return await self._exchange.keep(
+                    formation, number, blocks, last=last, keep_s=keep_s
+                )
 
         async def there(member: Member) -> int:
             async with self._connect(member.address) as channel:
                 request = engine_pb2.KeepKvRequest(
-                    formation_id=formation.id, blocks=blocks_to(blocks), last=last, number=number
+                    formation_id=formation.id,
+                    blocks=blocks_to(blocks),
+                    last=last,
+                    number=number,
+                    keep_s=keep_s,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.KeepKv(request, timeout=COPY_S)
@@ -69,8 +82,10 @@ class KvCalls:
         heir: Sequence[KvMember],
         names: Sequence[bytes],
         limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers."""
+        """All members of the heir keep what the source keeps of these, of their layers; who has no
+        formation yet lays them into the same `places` of a cache, if any are said."""
         layout = formation.kv_layout
 
         async def stored(member: KvMember) -> Stored:
@@ -84,6 +99,8 @@ class KvCalls:
                 layers=layers_to(layers),
                 names=names,
                 limit_s=limit_s,
+                blocks=[places[name] for name in names] if places else (),
+                kv_blocks=formation.membership.kv_blocks if places else 0,
             )
             try:
                 async with self._connect(member.address) as channel:
@@ -127,10 +144,11 @@ class KvCalls:
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
         """How many blocks, from the first on, every stage has filled; None: some stage did not
         answer, and may fill them yet."""
+        limit_s = fetch.source.fetch_s or self._fetch_s
 
         async def here() -> int:
             filled = await self._exchange.fetch(
-                formation, fetch.number, fetch.source, fetch.blocks, self._fetch_s
+                formation, fetch.number, fetch.source, fetch.blocks, limit_s
             )
             return filled.blocks
 
@@ -140,11 +158,11 @@ class KvCalls:
                     formation_id=formation.id,
                     source=common_wire.kv_source_to(fetch.source),
                     blocks=blocks_to(fetch.blocks),
-                    limit_s=self._fetch_s,
+                    limit_s=limit_s,
                     number=fetch.number,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
-                said = await stub.FetchKv(request, timeout=self._fetch_s + ANSWER_S)
+                said = await stub.FetchKv(request, timeout=limit_s + ANSWER_S)
                 return said.filled
 
         return _least(await self._of_all(formation, here, there))

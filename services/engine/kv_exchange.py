@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
 from services.common.exchange import KvMember, KvSource
+from services.common.wire import LONGEST_FETCH_S
 from services.engine.core.gathering import Gathering
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
 from services.engine.core.rate import Rate
 from services.engine.core.shelf import Shelf
 from services.engine.formation import FormationPart
+from services.engine.stage_cache import StageCache
 
 _log = logging.getLogger(__name__)
 
@@ -110,36 +112,48 @@ class KvExchange:
         return self.shelf.keeps_for_s(self._clock())
 
     async def keep(
-        self, formation: FormationPart, number: int, blocks: Sequence[NamedBlock], *, last: bool
+        self,
+        formation: FormationPart,
+        number: int,
+        blocks: Sequence[NamedBlock],
+        *,
+        last: bool,
+        keep_s: float = 0.0,
     ) -> int:
-        """Copies what the stage holds of blocks to the shelf, but of those that it keeps already;
-        how many it keeps from the first on, for there may be no room. Raises what
-        `FormationPart.export_blocks` does."""
+        """Copies what the stage holds of blocks to the shelf, but of those that it keeps already,
+        and keeps it for so long at least; how many it keeps from the first on, for there may be no
+        room. Raises what `FormationPart.export_blocks` does."""
         layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
         try:
             if not size_bytes:
                 return 0
-            lacking = self._lacking(layout, layers, [name for name, _ in blocks])
+            names = [name for name, _ in blocks]
+            lacking = self._lacking(layout, layers, names, keep_s)
             room = self.shelf.room(size_bytes, self._clock())
             for start in range(0, min(room, len(lacking)), KEPT_AT_ONCE):
                 part = lacking[start : min(start + KEPT_AT_ONCE, room)]
                 held = await formation.export_blocks(number, [blocks[i][1] for i in part])
                 for index, data in zip(part, held, strict=True):
-                    if not self.shelf.put(layout, blocks[index][0], layers, data, self._clock()):
+                    if not self.shelf.put(
+                        layout, names[index], layers, data, self._clock(), keep_s
+                    ):
                         return index
+            formation.keeps(number, blocks)
             return lacking[room] if room < len(lacking) else len(blocks)
         finally:
             if last:
-                self.shelf.complete(formation.id, layout.name, self._clock())
+                self.shelf.complete(formation.id, layout.name, self._clock(), keep_s)
 
-    def _lacking(self, layout: KvLayout, layers: range, names: Sequence[bytes]) -> list[int]:
+    def _lacking(
+        self, layout: KvLayout, layers: range, names: Sequence[bytes], keep_s: float = 0.0
+    ) -> list[int]:
         """Which of these are not kept; those that are, are kept as long as if they came now."""
         now_s = self._clock()
         return [
             index
             for index, name in enumerate(names)
-            if not self.shelf.renew(layout.name, name, layers, now_s)
+            if not self.shelf.renew(layout.name, name, layers, now_s, keep_s)
         ]
 
     async def offered(
@@ -150,7 +164,7 @@ class KvExchange:
         known here, and for another layout, InvalidArgument for too many blocks."""
         if len(wanted.names) > MAX_NAMES:
             raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
-        until_s = self._clock() + min(wanted.wait_s, self._limits.keep_s)
+        until_s = self._clock() + min(wanted.wait_s, LONGEST_FETCH_S)
         left = list(wanted.names)
         while left:
             complete = self._check(wanted, living)
@@ -190,21 +204,40 @@ class KvExchange:
         limit_s: float,
     ) -> Filled:
         """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
-        comes within the limit. Raises what `FormationPart.import_blocks` does."""
-        filled = fetched_bytes = 0
-        names = [name for name, _ in blocks]
+        comes within the limit, but for those that hold it already. Raises what
+        `FormationPart.import_blocks` does."""
+        came = fetched_bytes = 0
+        contents = formation.contents
+        lacking = [index for index, block in enumerate(blocks) if block not in contents]
+        names = [blocks[index][0] for index in lacking]
         layout, layers = formation.kv_layout, formation.layers
         gathered = self._gathered(source, layout, layers, names, limit_s, waits=True)
         async with aclosing(gathered):
             async for part in gathered:
-                places = [block for _, block in blocks[filled : filled + len(part.data)]]
+                places = [blocks[index][1] for index in lacking[came : came + len(part.data)]]
                 for start in range(0, len(places), FILLED_AT_ONCE):
                     end = start + FILLED_AT_ONCE
                     await formation.import_blocks(number, places[start:end], part.data[start:end])
-                filled += len(places)
+                came += len(places)
                 fetched_bytes += part.fetched_bytes
+        filled = lacking[came] if came < len(lacking) else len(blocks)
         self.filled_blocks += filled
         return Filled(filled, fetched_bytes)
+
+    async def lay(
+        self, cache: StageCache, layout: KvLayout, layers: range, blocks: Sequence[NamedBlock]
+    ) -> None:
+        """Has what is kept here of blocks lie in a cache that no formation has yet, as far as it is
+        in one piece. Raises what `StageCache.lay` does."""
+        lacking = [block for block in blocks if block not in cache.contents]
+        for start in range(0, len(lacking), FILLED_AT_ONCE):
+            part = lacking[start : start + FILLED_AT_ONCE]
+            gathering = Gathering(layout, layers, [name for name, _ in part])
+            self._put_own(gathering, layout, layers, [name for name, _ in part])
+            whole = gathering.whole
+            there = whole and await cache.lay(part[:whole], gathering.data(whole))
+            if not there or whole < len(part):
+                return
 
     async def store(
         self,

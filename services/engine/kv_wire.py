@@ -14,8 +14,8 @@ from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece
 from services.engine.kv_exchange import MAX_NAMES, Wanted
 
-LONGEST_S = 600.0
-"""Of a fetch, or of copying ahead."""
+LONGEST_S = wire.LONGEST_FETCH_S
+"""Of a fetch, of copying ahead, or of keeping what is fetched."""
 
 
 def blocks_to(blocks: Iterable[NamedBlock]) -> list[engine_pb2.KvBlock]:
@@ -62,10 +62,10 @@ def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece:
     return KvPiece(message.name, layers, message.data, message.checksum)
 
 
-def limit_from(limit_s: float) -> float:
+def limit_from(limit_s: float, field: str = "limit_s") -> float:
     """Raises InvalidArgument for what is no time, or too much of it."""
     if not 0 <= limit_s <= LONGEST_S:
-        raise InvalidArgument(f"within 0 and {LONGEST_S:g} seconds", field="limit_s")
+        raise InvalidArgument(f"within 0 and {LONGEST_S:g} seconds", field=field)
     return limit_s
 
 
@@ -92,6 +92,16 @@ def chains_from(messages: Iterable[engine_pb2.KvChain]) -> tuple[tuple[bytes, ..
     if any(len(set(chain)) < len(chain) for chain in chains):
         raise InvalidArgument("a block is twice in a chain", field="chains")
     return chains
+
+
+def laid_from(message: engine_pb2.StoreKvRequest) -> tuple[NamedBlock, ...]:
+    """Where what is to be kept is to lie, too. Raises InvalidArgument where that is said of some
+    alone, of one twice, or of two in one place."""
+    if message.blocks and len(message.blocks) != len(message.names):
+        raise InvalidArgument("every block has a place, or none has", field="blocks")
+    if len(set(message.blocks)) < len(message.blocks):
+        raise InvalidArgument("each place has one block", field="blocks")
+    return tuple(zip(message.names, message.blocks, strict=False))
 
 
 def layout_to(layout: KvLayout) -> engine_pb2.KvLayout:

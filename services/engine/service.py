@@ -92,6 +92,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         sealed = await self._engine.head.drain(
             request.formation_id,
             keep_kv=request.keep_kv,
+            keep_s=kv_wire.limit_from(request.kv_keep_s, "kv_keep_s"),
             replayed=frozenset(request.replayed_generation_ids),
             running=frozenset(request.running_generation_ids),
         )
@@ -137,7 +138,10 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     ) -> engine_pb2.KeepKvResponse:
         formation = self._engine.member_of(request.formation_id)
         blocks = kv_wire.blocks_from(request.blocks)
-        kept = await self._engine.kv.keep(formation, request.number, blocks, last=request.last)
+        keep_s = kv_wire.limit_from(request.keep_s, "keep_s")
+        kept = await self._engine.kv.keep(
+            formation, request.number, blocks, last=request.last, keep_s=keep_s
+        )
         return engine_pb2.KeepKvResponse(kept=kept)
 
     async def FetchKv(
@@ -185,13 +189,16 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def StoreKv(
         self, request: engine_pb2.StoreKvRequest, context: Context
     ) -> engine_pb2.StoreKvResponse:
+        layout, layers = kv_wire.layout_from(request.layout), kv_wire.layers_from(request.layers)
+        laid = kv_wire.laid_from(request)
         stored = await self._engine.kv.store(
             common_wire.kv_source_from(request.source),
-            kv_wire.layout_from(request.layout),
-            kv_wire.layers_from(request.layers),
+            layout,
+            layers,
             tuple(request.names),
             kv_wire.limit_from(request.limit_s),
         )
+        await self._engine.lay(layout, layers, request.kv_blocks, laid[: stored.blocks])
         return engine_pb2.StoreKvResponse(
             stored=stored.blocks, fetched_bytes=stored.fetched_bytes, full=stored.full
         )

@@ -105,14 +105,15 @@ class EngineSettings(ServiceSettings):
     """Guesses of next ids that a sequence has in a step, at most; 0 guesses nothing."""
     share_prefixes: bool = True
     """KV blocks whose ids are equal from the first on are one, and stay for whoever comes next."""
-    kv_shelf_bytes: int = Field(default=1 << 30, ge=0)
-    """Of the host's memory, beside `memory_bytes`, for KV blocks that others may fetch when a
-    pipeline is handed over with them."""
+    kv_shelf_bytes: int | None = Field(default=None, ge=0)
+    """Of the host's memory, beside `memory_bytes`, at most, for KV blocks that others may fetch
+    when a pipeline is handed over with them; unset: a quarter of it, and 1 GiB at least."""
     kv_keep_s: float = Field(default=20.0, gt=0, le=600)
     """They are kept for this long: what goes ahead first is there still when its generation
     comes."""
     kv_fetch_s: float = Field(default=5.0, gt=0, le=600)
-    """Blocks that do not come within this long are computed."""
+    """Blocks that do not come within this long are computed, unless their grant says how long they
+    take."""
     kv_silent_s: float = Field(default=1.0, gt=0, le=60)
     """Nor are those of a stage that says nothing for this long."""
     kv_flows: int = Field(default=2, ge=1, le=64)

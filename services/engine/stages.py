@@ -12,12 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from services.common import telemetry
 from services.common.errors import InvalidArgument, Superseded
 from services.common.generation import ModelRef
 from services.common.nodes import MOST_STAGES, StageHolding, StageSpec
 from services.engine.backend import StageBackend
 from services.engine.compute import Compute
 from services.engine.core.memory import InUse, Memory, StageSize
+from services.engine.stage_cache import StageCache
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -120,6 +122,9 @@ class Stages:
         """What is held or loaded: the memory of these is taken."""
         self._held: list[HeldStage] = []
         self._used: tuple[HeldStage, InUse] | None = None
+        self._cache: tuple[HeldStage, StageCache] | None = None
+        """That of the formation that lives; or what it left, or what the next one will have, until
+        a load or another stage's formation wants its memory."""
 
     @property
     def held(self) -> tuple[HeldStage, ...]:
@@ -160,23 +165,43 @@ class Stages:
         """Blocks that a formation of the stage can have, once none other lives."""
         return self._memory.kv_blocks(stage.size, self._wanted)
 
-    def use(self, stage: HeldStage, kv_blocks: int) -> None:
-        """A formation lives, with so large a KV cache."""
+    def use(self, stage: HeldStage, kv_blocks: int) -> StageCache:
+        """A formation lives, with so large a KV cache: one that is there already stays as it is."""
+        cache = self._cache_of(stage, kv_blocks)
+        cache.taken = True
         self._used = (stage, InUse(stage.size, kv_blocks))
+        return cache
+
+    def ahead(self, layout_name: str, layers: range, kv_blocks: int) -> StageCache | None:
+        """The cache that a formation will have of a stage of these layers; None where there is no
+        such stage, and while some formation lives, or stages are loaded, for these have the
+        memory."""
+        if self._used is not None or self._hold is not None:
+            return None
+        for stage in self.held:
+            backend = stage.backend
+            fits = backend.facts.layers == layers and backend.kv_layout.name == layout_name
+            if fits and stage.size in self._wanted and 0 < kv_blocks <= self.kv_blocks(stage):
+                return self._cache_of(stage, kv_blocks)
+        return None
 
     def unuse(self) -> asyncio.Future[None]:
-        """It ended: its cache goes, and its stage if nobody asks for it any more, before anything
-        is computed that was not asked for yet."""
+        """It ended: its cache goes, unless it holds what the next one may want, and its stage if
+        nobody asks for it any more, before anything is computed that was not asked for yet."""
         if self._used is None:
             return self._compute.run(lambda: None)
-        (stage, _), self._used = self._used, None
-        self._compute.run(stage.backend.end)
+        self._used = None
+        if self._cache is not None:
+            self._cache[1].taken = False
+            if not self._cache[1].contents:
+                self._end_cache()
         return self._drop_unwanted()
 
     def drop_lost(self) -> bool:
         """Stages that are of no use any more; asked for again, they are loaded again. Whether the
         formation that lives has lost its own."""
         lost = [stage for stage in self._held if stage.backend.lost]
+        self._forget_cache_of(lost)
         self._held = [stage for stage in self._held if stage not in lost]
         for stage in lost:
             self._note("stage lost", stage.size)
@@ -209,6 +234,9 @@ class Stages:
             # Let go at once, so that no formation counts on it; and before new weights come, for
             # memory may not suffice for both.
             self._wanted = tuple(s for s, fits in zip(sizes, fitting, strict=True) if fits)
+            there = [stage.size for stage in self.held]
+            if self._used is None and not all(size in there for size in self._wanted):
+                self._end_cache()
             await self._drop_unwanted()
             for size, fits in zip(sizes, fitting, strict=True):
                 hold.before = hold.so_far
@@ -238,9 +266,12 @@ class Stages:
         if any(stage.size == size for stage in self.held):
             return
         niceness = NICENESS if self._used is not None else 0
-        backend = await _in_thread(
-            lambda: self._loader.load(size.model, size.spec, hold.progress), niceness
-        )
+
+        def load() -> StageBackend:
+            with telemetry.span("engine.load", attributes=_told(size)):
+                return self._loader.load(size.model, size.spec, hold.progress)
+
+        backend = await _in_thread(load, niceness)
         self._held.append(HeldStage(size, backend))
         self._note("stage loaded", size)
 
@@ -255,6 +286,7 @@ class Stages:
         """Now, as far as others can see; memory follows, behind whatever still computes."""
         used = self._used[0] if self._used is not None else None
         dropped = [s for s in self._held if s.size not in self._wanted and s is not used]
+        self._forget_cache_of(dropped)
         self._held = [stage for stage in self._held if stage not in dropped]
         kept: dict[ModelRef, set[int]] = {}
         for size in (*self._wanted, *(stage.size for stage in self._held)):
@@ -270,6 +302,28 @@ class Stages:
             self._note("stage dropped", stage.size)
         return self._compute.run(let_go)
 
+    def _cache_of(self, stage: HeldStage, kv_blocks: int) -> StageCache:
+        if self._cache is not None:
+            whose, cache = self._cache
+            if whose is stage and cache.kv_blocks == kv_blocks:
+                return cache
+            self._end_cache()
+        cache = StageCache(stage.backend, self._compute, kv_blocks)
+        self._cache = (stage, cache)
+        return cache
+
+    def _end_cache(self) -> None:
+        if self._cache is not None:
+            (_, cache), self._cache = self._cache, None
+            cache.taken = True  # nothing more is laid there
+            self._compute.run(cache.end)
+
+    def _forget_cache_of(self, stages: Collection[HeldStage]) -> None:
+        """It goes with its stage."""
+        if self._cache is not None and self._cache[0] in stages:
+            self._cache[1].taken = True
+            self._cache = None
+
     def _holding(self, stage: HeldStage) -> StageHolding:
         return StageHolding(
             stage.model,
@@ -281,9 +335,12 @@ class Stages:
 
     @staticmethod
     def _note(what: str, size: StageSize) -> None:
-        layers = f"[{size.layers.start}, {size.layers.end})"
-        facts = {"layers": layers, "tp_degree": size.spec.tp_degree, "model": size.model.model_id}
-        _log.info(what, extra=facts)
+        _log.info(what, extra=_told(size))
+
+
+def _told(size: StageSize) -> dict[str, str | int | float | bool]:
+    layers = f"[{size.layers.start}, {size.layers.end})"
+    return {"layers": layers, "tp_degree": size.spec.tp_degree, "model": size.model.model_id}
 
 
 def _check(stages: Sequence[StageSpec]) -> None:

@@ -226,6 +226,8 @@ def solve(
         f"{data['planner']}: {data['throughput_rps']:.3f} req/s at ${data['cost_per_hour']:.3f}/h "
         f"in {data['solve_time_s']:.2f} s"
     )
+    if data["late"]:
+        console.print(f"late, for no plan keeps the targets: {data['late']}")
 
 
 def _check_plot(path: Path | None) -> None:
@@ -241,7 +243,8 @@ def solved(problem: Problem, name: str, time_limit_s: float) -> dict[str, Any]:
     solution = planner(name)(problem, watch)
     elapsed_s = watch.elapsed_s()
     total, each = estimate_plan(problem.costs, solution.pipelines)
-    return plan_data(name, solution.pipelines, total, each, elapsed_s, solution.upper_bound_rps)
+    bound, late = solution.upper_bound_rps, solution.late
+    return plan_data(name, solution.pipelines, total, each, elapsed_s, bound, late)
 
 
 @app.command()

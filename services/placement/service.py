@@ -195,6 +195,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             alternatives=[
                 pb.RejectedPlan(plan=one.plan, lacks=one.lacks) for one in found.alternatives
             ],
+            late=found.late,
         )
 
     def _replan_deployments(
@@ -214,7 +215,9 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         plans = zip(names, found.problems, found.plans, strict=True)
         return pb.ReplanDeploymentsResponse(
             plans=[
-                _answer(name, problem, Solution(plan.pipelines, reasons=plan.reasons))
+                _answer(
+                    name, problem, Solution(plan.pipelines, reasons=plan.reasons, late=plan.late)
+                )
                 for name, problem, plan in plans
             ],
             change=found.change,
@@ -277,4 +280,5 @@ def _answer(name: str, problem: Problem, solution: Solution) -> pb.PlanResponse:
             pb.RejectedPlan(plan=shape(one), lacks=lacks(problem, one, solution.pipelines))
             for one in solution.runners_up
         ],
+        late=solution.late,
     )

@@ -103,6 +103,8 @@ class Router:
         """Places of sessions, and of requests that have none yet."""
         self._demand = DemandCounter()
         self.quotas = Quotas()
+        self._knows_shares = False
+        """Its shares of tenants' limits, or that nobody tells them."""
         self._incarnation = secrets.token_hex(16)
         self._started_s = time.monotonic()
         self._told: Mapping[str, Demand] = {}
@@ -173,6 +175,7 @@ class Router:
             except ShuntError as error:
                 _log.debug("demand not told", extra={"reason": error.message})
                 await asyncio.sleep(REPORT_AGAIN_S)
+            self._knows_shares = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.report_s):
                     await self._news.wait()
@@ -196,7 +199,10 @@ class Router:
         ]
         if not reasons:
             return self.models.no_pipeline("")
-        return None if None in reasons else reasons[0]
+        if None not in reasons:
+            return reasons[0]
+        unknown = Unavailable("its share of tenants' limits is not known yet")
+        return None if self._knows_shares else unknown
 
     @property
     def streams(self) -> int:

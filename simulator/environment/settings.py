@@ -75,6 +75,8 @@ class SimulationSettings:
     progress_s: float = 2.0
     """A step that takes this much longer than expected is stuck."""
     routers: int = 2
+    claims: bool = False
+    """Routers ask for what runs though nobody reads it."""
     exact: bool = True
     """A head goes on as the one before would have: its ids depend on those before them alone."""
     offers: tuple[Offer, ...] = (ANY,)

@@ -10,6 +10,7 @@ from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.given_phases import in_phases
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.why import Why
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.search.budget import UNLIMITED
 from services.placement.search.planners import spotserve
@@ -51,13 +52,15 @@ class FleetPlacement(SimulatedPlacement):
             for one in ask.nodes
         }
         nodes = tuple(one.node for one in known.values())
+        why = Why()
         try:
             pipelines = self._said({node.node_id: node for node in nodes})
             if not pipelines:
                 problem = Problem(judge.costs, nodes, objective_of(goal.aim))
                 planner = spotserve.plan if uniform else judge.planner
-                pipelines = planner(problem, UNLIMITED).pipelines
-            plan = Plan(ask.number, (deployment(goal, pipelines, judge.costs, known),))
+                found = planner(problem, UNLIMITED)
+                pipelines, why = found.pipelines, Why(found.reasons, late=found.late)
+            plan = Plan(ask.number, (deployment(goal, pipelines, judge.costs, known),), why)
             (made,) = in_phases(plan, self.environment.settings.cluster.phases).deployments
             phased = [
                 replace(one, phase=given.phase)

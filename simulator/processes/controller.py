@@ -18,7 +18,6 @@ from services.common.errors import (
     ShuntError,
 )
 from services.common.exchange import Checkpoint, KvSource, ResumeQuestion
-from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster import budget
@@ -46,14 +45,14 @@ from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Outcome
 from services.controller.core.ledger.records import HeadBound, Record
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Reply, Stream
-from simulator.processes.controlling import PLAN_S, ControllerMonitor, Controlling
+from simulator.processes.controlling import PLAN_S, ControllerMonitor
 from simulator.processes.departures import Departures
 from simulator.processes.formations import Formations
+from simulator.processes.journaling import Journaling
 from simulator.processes.provider import SimulatedProvider
 from simulator.processes.replans import Replans
 
@@ -62,7 +61,7 @@ TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
 
 
-class SimulatedController(Controlling):
+class SimulatedController(Journaling):
     """One life of the controller; a restart makes the next from what is durable."""
 
     def __init__(
@@ -77,12 +76,9 @@ class SimulatedController(Controlling):
         self.environment = environment
         self.monitor = monitor
         self.provider = provider
-        self.records = records
-        """Durable."""
+        self.begin_journal(records)
         self.notes = notes
         """Durable, of the cluster."""
-        self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
-        self._committing = False
         self._formations = Formations(self)
         self._departures = Departures(self)
         self._wakes_at_s = -inf
@@ -121,7 +117,7 @@ class SimulatedController(Controlling):
             )
             self.replans = Replans(self, succession, self._note_budget)
             self.every(settings.look_s, self.replans.look)
-        self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
+        self.every(1.0, lambda: self.commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def stir(self) -> None:
         """Something happened to the core, which is asked once for all that happens in a turn of
@@ -151,31 +147,9 @@ class SimulatedController(Controlling):
         self.run(self.advance)
         super().thaw()
 
-    # The store
-
     def _note_budget(self, per_hour: float) -> None:
         named = self.environment.settings.cluster.budget_per_hour
         self.notes[budget.NOTE] = budget.Budget(per_hour, named).to_json()
-
-    def _commit(self, outcome: Outcome[Any], reply: Reply) -> None:
-        for event in outcome.events:
-            self.monitor.ledger_event(event)
-        if not outcome.records and not self._pending:
-            reply(outcome.reply)
-            return
-        self._pending.append((outcome.records, lambda: reply(outcome.reply)))
-        if not self._committing:
-            self._committing = True
-            self.after(0.001 + 0.004 * self.environment.random.random(), self._committed)
-
-    def _committed(self) -> None:
-        pending, self._pending = self._pending, []
-        self._committing = False
-        for records, _ in pending:
-            self.monitor.durable(self.ledger, records)
-            self.records.extend(records)
-        for _, release in pending:
-            release()
 
     # What others ask
 
@@ -227,7 +201,7 @@ class SimulatedController(Controlling):
             before = self.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
-            self._commit(outcome, lambda result: stream.post(self, (message, result)))
+            self.commit(outcome, lambda result: stream.post(self, (message, result)))
             for record in outcome.records:
                 if isinstance(record, HeadBound):
                     self._departures.follow(record)
@@ -247,7 +221,7 @@ class SimulatedController(Controlling):
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
             left = self.ledger.formation_left(question.generation_id)
-            self._commit(outcome, partial(self._grant, reply, question.generation_id, left))
+            self.commit(outcome, partial(self._grant, reply, question.generation_id, left))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
         else:
@@ -260,32 +234,6 @@ class SimulatedController(Controlling):
         if reply.given_up:
             self.ledger.left(generation_id, self.clock.now_s)
         reply(grant)
-
-    def cancel(
-        self, reply: Reply, name: str, choice: int | None, reason: CancelReason, length: int | None
-    ) -> None:
-        """Ends a generation or a choice."""
-        self._commit(self.ledger.cancel(name, choice, reason, length, self.clock.now_s), reply)
-
-    def view(self, reply: Reply, name: str) -> None:
-        """What the journal holds."""
-        try:
-            now_s = self.clock.now_s
-            outcome = self.ledger.view(name, self.cluster.view.heads(now_s), now_s)
-        except ShuntError as error:
-            reply(error)
-            return
-        self._commit(outcome, reply)
-
-    def claim(self, reply: Reply, ask_digest: str) -> None:
-        """A client's retry looks for its first ask."""
-        try:
-            now_s = self.clock.now_s
-            outcome = self.ledger.claim(ask_digest, self.cluster.view.heads(now_s), now_s)
-        except ShuntError as error:
-            reply(error)
-            return
-        self._commit(outcome, reply)
 
     # What the cluster asks
 

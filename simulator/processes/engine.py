@@ -25,10 +25,11 @@ from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving, lead_of
+from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
-from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.incoming import KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
@@ -65,6 +66,8 @@ class Place:
     probing: bool = False
     given_up: GivenUp = field(default_factory=GivenUp)
     """Of what stages were asked to do to blocks."""
+    contents: Contents = field(default_factory=Contents)
+    """What is known of the caches."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +90,7 @@ class HeadMonitor(Protocol):
     def kept(self, batching: Batching, leaving: Leaving) -> None: ...
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
+    def rests(self, batching: Batching) -> None: ...
     def copied(self, name: bytes, kept: bytes, held: bytes) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
@@ -120,6 +124,8 @@ class SimulatedEngine(Process):
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[Draining] = []
+        self._left: Place | None = None
+        """Where it was the head last: its caches stay for the next formation of their size."""
         self._went: tuple[Place, Copying] | None = None
         """What went ahead last, and of which place."""
         self._register()
@@ -251,7 +257,13 @@ class SimulatedEngine(Process):
 
     def _head(self, place: Place, model: ModelRef, kv_blocks: int) -> None:
         settings = self.environment.settings
-        place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
+        left = self._left
+        if left is not None and left.stages is not None and left.stages.kv_blocks == kv_blocks:
+            place.stages, place.contents = left.stages, left.contents
+            place.stages.begin_again()
+        else:
+            place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
+        self._left = place
         lead = lead_of(
             place.formation_id,
             model,
@@ -261,6 +273,7 @@ class SimulatedEngine(Process):
             settings=settings.scheduler,
             progress_s=settings.progress_s,
             limit_bytes=MAX_MESSAGE_BYTES,
+            places=place.contents.places,
         )
         self._do(self.batching.form(lead, self.numerics_class, self.clock.now_s))
 
@@ -420,7 +433,7 @@ class SimulatedEngine(Process):
                     self.after(LATE_S * random.random(), self._end_keeping, place, leaving)
                 else:
                     self._copy(place, leaving)
-                lent.close()
+                self._give_back(lent, place)
                 there = set() if leaving.busy else set(ahead.names)
                 copying.copied(ahead, there)
                 self._into_caches(place, copying, copying.for_caches(ahead, there))
@@ -436,9 +449,17 @@ class SimulatedEngine(Process):
     ) -> None:
         for heir, of_heir in chains.items():
             one = copying.heirs[heir]
+            if not one.formation_id:
+                continue  # it has no caches yet
             names = tuple(map(tuple, of_heir.values()))
             args = (one.formation_id, KvSource(place.formation_id, ()), names)
             self.call(one.members[0].incarnation, "take_ahead", args, lambda _: None)
+
+    def _give_back(self, lent: ExitStack, place: Place) -> None:
+        """What had no room beside what was lent may run."""
+        lent.close()
+        if place is self.place:
+            self._do(self.batching.given_back(self.clock.now_s))
 
     def _copy(self, place: Place, leaving: Leaving) -> None:
         """What stages keep then is what blocks hold then."""
@@ -453,6 +474,7 @@ class SimulatedEngine(Process):
             held = place.stages.block(block)
             first = self.environment.kept_blocks.setdefault(name, held)
             self.monitor.copied(name, first, held)
+        place.contents.note(blocks)
 
     def _end_keeping(self, place: Place, leaving: Leaving) -> None:
         if place is self.place:
@@ -527,6 +549,7 @@ class SimulatedEngine(Process):
     def _tick(self) -> None:
         now_s = self.clock.now_s
         self.act(self.core.tick(now_s))
+        self.monitor.rests(self.batching)
         for reader in list(self._readers):
             if self.core.is_silent(reader, now_s):
                 self._pump(reader)
@@ -592,7 +615,8 @@ class SimulatedEngine(Process):
         if place is None or place.formation_id != formation_id:
             over()
             return
-        leaving = lent.enter_context(self.batching.kept(()))
+        sealed = self.batching.sealed(())
+        leaving = lent.enter_context(self.batching.kept(sealed))
         self.monitor.keeps(self.batching, leaving)
 
         def keep() -> None:
@@ -602,10 +626,10 @@ class SimulatedEngine(Process):
             if place is self.place:
                 self.monitor.kept(self.batching, leaving)
                 self._copy(place, leaving)
-            lent.close()
+            self._give_back(lent, place)
             if self._went is not None and self._went[0] is self.place is place:
                 copying = self._went[1]
-                rest = copying.rest(self.batching.sealed_names(()))
+                rest = copying.rest({one.key: names_of(one) for one in sealed})
                 self._into_caches(place, copying, rest)
             over()
 
@@ -618,7 +642,9 @@ class SimulatedEngine(Process):
             return
         fault = random.choice(("", "", "", "short", "silent"))
         most = random.randrange(len(fetch.blocks) + 1) if fault == "short" else len(fetch.blocks)
-        there = list(takewhile(lambda one: one[0] in kept, fetch.blocks[:most]))
+        there = list(
+            takewhile(lambda one: one in place.contents or one[0] in kept, fetch.blocks[:most])
+        )
         if fault == "silent":
             self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
@@ -636,9 +662,16 @@ class SimulatedEngine(Process):
             self._do(self.batching.ended(fetch, self.clock.now_s))
 
     def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
-        if place.stages is not None and number not in place.given_up:
-            for name, block in blocks:
+        """What lies in its place is as it is."""
+        if place.stages is None or number in place.given_up:
+            return
+        for name, block in blocks:
+            if (name, block) in place.contents:
+                held = place.stages.block(block)
+                self.monitor.copied(name, self.environment.kept_blocks[name], held)
+            else:
                 place.stages.fill(block, self.environment.kept_blocks[name])
+                place.contents.written([block])
 
     def _submit(self, step: Step) -> None:
         """Each stage works one step at a time, all in the same order."""
@@ -646,6 +679,7 @@ class SimulatedEngine(Process):
         if place is None:
             return
         self.monitor.batched(self.batching, step)
+        place.contents.stepped(step.batch.steps)
         self.steps += 1
         place.steps.append(step)
         begins_s = max(now_s, place.free_s)

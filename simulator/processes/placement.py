@@ -30,6 +30,7 @@ from services.controller.core.cluster.plan import (
 )
 from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
 from services.controller.core.cluster.replanning import ReplanSettings
+from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workload as ModelWorkload
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
@@ -236,7 +237,8 @@ def next_plan(judge: Judge, question: Replanning, *, uniform: bool = False) -> N
     made = deployment(goal, found.pipelines, costs, known)
     if question.phases_only:
         made = in_proportion(made, found.pipelines, costs)
-    return NextPlan(Plan(question.number, (made,)), found.gain, found.reasons)
+    plan = Plan(question.number, (made,), Why(found.reasons, late=found.late))
+    return NextPlan(plan, found.gain, found.reasons)
 
 
 def next_division(judge: Judge, question: Dividing) -> NextPlan:

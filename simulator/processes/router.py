@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, ResourceExhausted, ShuntError, Unavailable
@@ -37,6 +38,8 @@ from simulator.environment.network import Process, Stream
 from simulator.processes.stages import VOCABULARY
 
 TICK_S = 0.25
+CLAIM_EVERY_S = 1.0
+CLAIMED_AT_ONCE = 32
 MAX_UNREAD_BYTES = 1024
 WRITE_TIMEOUT_S = 2.0
 
@@ -57,12 +60,12 @@ class Cached(Protocol):
 
 
 class Following:
-    """One client's stream, at the edge."""
+    """One client's stream, at the edge; nobody's, where what runs unread is read on."""
 
     def __init__(
         self,
         router: SimulatedRouter,
-        client: Stream,
+        client: Stream | None,
         request: GenerationRequest,
         after: Position | None,
     ) -> None:
@@ -82,6 +85,8 @@ class Following:
         """The present stream to a head has answered."""
         self.whole = False
         """Its client wants one answer in the end, and has nothing to come back by before."""
+        self.named = False
+        """Its client knows what to ask for."""
         self._streams: dict[int, Stream] = {}
         self._writing_s: float | None = None
         """Since when its client does not read."""
@@ -137,8 +142,19 @@ class Following:
             self.do(self.reading.fail(ResourceExhausted("the client does not read")))
         self._tell()
 
+    def keep(self) -> None:
+        """Its client is gone, and it is read on."""
+        self.client = None
+        self._tell()
+
     def _tell(self) -> None:
         """As far as the client takes it."""
+        if self.client is None:
+            self._writing_s, self.reading.writing = None, False
+            self.transcript.take()
+            if self.reading.ended and self in self.router.followings:
+                self.router.followings.remove(self)
+            return
         slow = self.client.client.frozen
         self._writing_s = (self._writing_s or self.router.clock.now_s) if slow else None
         self.reading.writing = slow
@@ -149,8 +165,13 @@ class Following:
             return
         if slow:
             return
+        if self.follower.epoch and not self.named:
+            self.named = True
+            if self.follower.request.runs_unread:
+                self.client.send(self.router, ("named",))
         for delta in self.transcript.take():
-            self.client.send(self.router, ("delta", delta))
+            cached = self.transcript.usage.cached_tokens
+            self.client.send(self.router, ("delta", delta, cached))
         if self.reading.ended and self in self.router.followings:
             self.router.followings.remove(self)
             usage, end_id = None, ""
@@ -176,7 +197,11 @@ class SimulatedRouter(Process):
         self._heads: dict[str, tuple[Route, int]] = {}
         """By formation, with how far each has told what it has cached."""
         self.followings: list[Following] = []
+        self._taking: set[str] = set()
+        """What it was given to read and does not read yet."""
         self.every(TICK_S, self._tick)
+        if environment.settings.claims:
+            self.every(CLAIM_EVERY_S, self._claim)
 
     def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
@@ -229,7 +254,8 @@ class SimulatedRouter(Process):
         following = self._follow(client, request, None)
         following.whole = bool(request.ask_digest)
         found = self.prefixes.found(request)
-        route = None if again else self.balancer.pick(request.model.model_id, found)
+        asks_first = again or request.runs_unread
+        route = None if asks_first else self.balancer.pick(request.model.model_id, found)
         following.perform(following.follower.begin(route, self.clock.now_s))
 
     def rejoin(self, client: Stream, asked: tuple[str, str]) -> None:
@@ -248,6 +274,7 @@ class SimulatedRouter(Process):
                 return
             after = Position.parse(seen, view.request.choices) if seen else None
             following = self._follow(client, view.request, after)
+            following.named = True
             following.do(following.reading.rejoin(view, self.clock.now_s))
 
         self.call(CONTROLLER, "view", (name,), viewed)
@@ -261,9 +288,45 @@ class SimulatedRouter(Process):
         return following
 
     def _client_gone(self, following: Following) -> None:
+        if following not in self.followings:
+            return
+        runs_on = following.follower.request.runs_unread and not following.reading.ended
+        if runs_on and following.named:
+            following.keep()
+            return
+        if runs_on:  # nobody can ask for it
+            following.perform(following.follower.cancel())
         if following in self.followings:
             self.followings.remove(following)
             following.do(following.reading.close(resumable=not following.whole))
+
+    def retrieve(self, reply: Any, name: str) -> None:
+        """What the journal holds of a response."""
+        self.call(CONTROLLER, "view", (name,), reply)
+
+    def delete(self, reply: Any, name: str) -> None:
+        """Nothing of a response is to be left."""
+        self.call(CONTROLLER, "delete", (name,), reply)
+
+    def _claim(self) -> None:
+        """Takes what runs unread and has lost its reader."""
+        self.call(CONTROLLER, "claim_background", (CLAIMED_AT_ONCE,), self._claimed)
+
+    def _claimed(self, names: tuple[str, ...] | ShuntError) -> None:
+        if isinstance(names, ShuntError):
+            return
+        read = {f.follower.request.generation_id for f in self.followings if f.client is None}
+        for name in names:
+            if name not in read | self._taking:
+                self._taking.add(name)
+                self.call(CONTROLLER, "view", (name,), partial(self._taken, name))
+
+    def _taken(self, name: str, view: GenerationView | ShuntError) -> None:
+        self._taking.discard(name)
+        if not isinstance(view, ShuntError):  # else it will be offered again
+            following = Following(self, None, view.request, None)
+            self.followings.append(following)
+            following.do(following.reading.rejoin(view, self.clock.now_s))
 
     def cancel(self, reply: Any, name: str) -> None:
         """The client gives up."""

@@ -72,10 +72,15 @@ class SimulatedStages:
     would in an engine."""
 
     def __init__(self, kv_blocks: int, salt: str) -> None:
+        self.kv_blocks = kv_blocks
         self._cache = bytearray(kv_blocks * BLOCK_BYTES)
         self._rows = memoryview(self._cache).cast("I")
         self._slots: dict[int, _Slot] = {}
         self._salt = salt
+
+    def begin_again(self) -> None:
+        """For another formation: blocks hold what they held."""
+        self._slots.clear()
 
     def forward(self, step: Step) -> list[Sampled]:
         """Raises InvalidArgument for a batch that no stage could run."""

@@ -6,10 +6,10 @@ from bench import mesh as meshes
 
 async def test_an_answer_of_any_kind_is_the_same_through_kills(ready: meshes.Mesh) -> None:
     asked = kinds_asked.plain(1)
-    report = await kinds.run(ready, asked, kills=4, seed=3)
+    report = await kinds.run(ready, asked, kills=3, seed=3, readers=len(asked))
     assert report["failures"] == []
     assert report["differences"] == [], report["differences"]
     assert report["invalid"] == []
-    assert report["kills"] == 4
-    assert any(report["struck"].values())
+    assert report["kills"] == 3
+    assert report["moved"] >= 3
     assert report["requests"] >= len(asked)

@@ -62,3 +62,23 @@ async def test_a_request_is_one_trace_through_every_stage_and_over_a_migration(
     assert " ".join(words) not in told
     assert body["messages"][0]["content"] not in told
     await ready.until_ready(2)
+
+
+async def test_starts_of_nodes_and_loads_of_stages_are_traces_of_their_parts(
+    ready: meshes.Mesh, receiver: Receiver
+) -> None:
+    parts = {f"engine.load.{name}" for name in ("open", "arithmetic", "weights", "pack")}
+    parts.add("engine.load.self_test")
+
+    def loads() -> list[tuple[ReceivedSpan, list[ReceivedSpan]]]:
+        spans = receiver.spans()
+        whole = [span for span in spans if span.name == "engine.load"]
+        return [(one, [s for s in spans if s.parent_id == one.span_id]) for one in whole]
+
+    await meshes.until(lambda: any(parts <= {s.name for s in inner} for _, inner in loads()))
+    for whole, inner in loads():
+        assert {span.trace_id for span in inner} <= {whole.trace_id}
+        assert sum(span.took_s for span in inner) <= whole.took_s + 1e-3
+    starts = [span for span in receiver.spans() if span.name == "engine.start"]
+    assert starts
+    assert all(span.took_s > 0 for span in starts)

@@ -74,10 +74,12 @@ class Machine:
         self._settings.unlink(missing_ok=True)
 
 
-def reference() -> transformers.MistralForCausalLM:
-    """The model with random weights, far enough apart for an answer that no rounding changes."""
+def reference(**more: int) -> transformers.MistralForCausalLM:
+    """The model with random weights, far enough apart for an answer that no rounding changes;
+    `more` stands in its configuration instead."""
     torch.manual_seed(11)
-    model = transformers.MistralForCausalLM(CONFIG).eval()
+    config = transformers.MistralConfig.from_dict(CONFIG.to_dict() | more)
+    model = transformers.MistralForCausalLM(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:

@@ -1,7 +1,8 @@
 """Schedules in which blocks travel, and go ahead of what is handed over while it is served.
 
 Beside the faults of every schedule nodes of pipelines that run something are told that they will be
-taken, when there is somebody to go on with it. Around some of these notices a few come who begin
+taken, when there is somebody to go on with it: another pipeline that serves or, where there is but
+one, who follows in its seats. Around some of these notices a few come who begin
 alike: some wait for a place while the prompt of another one is being read.
 
 `python ahead.py FIRST COUNT PATIENCE` as schedules.py.
@@ -9,16 +10,19 @@ alike: some wait for a place while the prompt of another one is being read.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from schedules import Schedule, table
 from seeds import program
 
 from services.common.generation import GenerationRequest, Sampling
-from simulator.environment.settings import MODEL
+from simulator.environment.settings import MODEL, ONE, SHAPE, SimulationSettings
 
 NOTICE_S = 5.0
 FROM_S, BETWEEN_S = 2.2, 3.0
+ALONE = 0.25
+"""Share of the schedules with one pipeline."""
 CROWDED = 0.6
 """Share of the notices around which some come who begin alike."""
 PROMPTS = {19: 193, 64: 640}
@@ -44,6 +48,14 @@ class CopyingSchedule(Schedule):
                 self._crowd(crowds, f"c{number}", notice_s)
             at_s += BETWEEN_S
 
+    def _of_its_kind(self, settings: SimulationSettings) -> SimulationSettings:
+        cluster = settings.cluster
+        others = len(cluster.initial) != cluster.expected_nodes or settings.goals != ONE
+        if others or Random(f"{self.seed} alone").random() >= ALONE:
+            return settings
+        alone = replace(cluster, initial=(SHAPE,) * 2, expected_nodes=2, pipelines=1)
+        return replace(settings, cluster=alone)
+
     def _crowd(self, random: Random, name: str, at_s: float) -> None:
         """Two decode for long; of the others three by three have one prompt, which takes long to
         be read."""
@@ -62,14 +74,14 @@ class CopyingSchedule(Schedule):
         self.world.ask(request)
 
     def _notice(self) -> None:
-        """A node of a pipeline that runs something, where another pipeline serves."""
+        """A node of a pipeline that runs something, where another one serves or there is none."""
         controller = self.world.controller
         if not controller.alive or controller.frozen:
             return
         view = controller.cluster.view
         serving = [head.route.formation_id for head in view.heads(self.world.clock.now_s)]
         busy = [name for name in serving if controller.ledger.streams(name)]
-        if len(serving) < 2 or not busy:
+        if len(serving) < min(2, len(view.pipelines())) or not busy:
             return
         node_id = self._notices.choice(view.members(self._notices.choice(busy))).node_id
         if self._lives(node_id):

@@ -2,9 +2,9 @@
 
 Tenants with limits, classes and weights flood routers that have few places; heads with real
 batches tell how busy they are; a controller deals limits out by what routers report. Reports and
-answers are late and lost, controllers begin anew, heads die and come, clients leave while they
-wait, leave their answers, and come back. `python doors.py FIRST COUNT PATIENCE` prints the first
-violation; oracle_doors.py has what must hold.
+answers are late and lost, controllers begin anew, routers come, heads die and come, clients leave
+while they wait, leave their answers, and come back. `python doors.py FIRST COUNT PATIENCE` prints
+the first violation; oracle_doors.py has what must hold.
 """
 
 from __future__ import annotations
@@ -319,7 +319,9 @@ class Door:
     def _answered(self, shares: Shares) -> None:
         self.quotas.shares = shares
         world = self.world
-        world.dealt |= all(d.quotas.shares.routers == len(world.doors) for d in world.doors)
+        if all(door.quotas.shares.routers == len(world.doors) for door in world.doors):
+            world.dealt = True
+            world.oracle.all_know()
         world.oracle.shares_told()
         self.world.clock.after(REPORT_S, self.report)
 
@@ -343,16 +345,19 @@ class Doors:
     """One run."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random = Random(seed)
+        self.seed, self.random = seed, Random(seed)
+        random = self.random
         self.clock, self.dealer = Clock(), TenantShares()
         self.happened: Counter[str] = Counter()
         self.heads: dict[str, Head] = {}
         self.oracle = DoorOracle(self)
         self.tenants = [NOBODY] if random.random() < 0.15 else self._tenants()
-        self.doors = [Door(self, number) for number in range(random.randrange(1, 4))]
+        self.doors = list[Door]()
+        for _ in range(random.randrange(1, 4)):
+            self._door_comes()
         self._visits = 0
         self.dealt = False
-        """Each router has heard of all others: before, it counts itself alone."""
+        """Each router has heard of all others: from then on clients come."""
 
     def _tenants(self) -> list[Tenant]:
         def limit(*some: int) -> int | None:
@@ -383,6 +388,8 @@ class Doors:
         clock.after(20 * random.random(), self._dealer_anew)
         clock.after(10 * random.random(), self._head_goes)
         clock.after(TELL_S, self._tell)
+        if self.seed % 3 == 0:
+            clock.after(5 + self.seed % 11, self._joins)
         clock.run(BUSY_S)
         for _ in MODELS:
             self._head_comes()
@@ -397,7 +404,7 @@ class Doors:
             return
         for _ in range(8 if random.random() < 0.03 else 1):
             if self.dealt:
-                self._ask(tenant, random.choice(self.doors))
+                self._ask(tenant, random.choice([d for d in self.doors if d.quotas.shares.routers]))
         self.clock.after(2 * every_s * random.random(), self._comes, tenant, every_s)
 
     def _ask(self, tenant: Tenant, door: Door) -> None:
@@ -440,10 +447,26 @@ class Doors:
         self.clock.after(TELL_S, self._tell)
 
     def _dealer_anew(self) -> None:
-        """Another controller leads: it knows of nobody."""
-        self.dealer = TenantShares()
+        """Another controller leads: it knows who there was, and not what they hold."""
+        self.dealer = TenantShares(self.dealer.names)
         self.happened["controllers"] += 1
         self.clock.after(15 + 20 * self.random.random(), self._dealer_anew)
+
+    def _door_comes(self) -> Door:
+        """One more router."""
+        door = Door(self, len(self.doors))
+        self.doors.append(door)
+        self.oracle.comes(1 / len(self.doors))
+        return door
+
+    def _joins(self) -> None:
+        """A router comes while the others serve; at times another controller has just begun."""
+        if self.seed % 2:
+            self.dealer = TenantShares(self.dealer.names)
+        door = self._door_comes()
+        door.routes()
+        door.report()
+        self.happened["joined"] += 1
 
     def _head_comes(self) -> None:
         number = len(self.heads)

@@ -55,6 +55,10 @@ SHARES = "services/controller/core/shares.py"
 LOAD = "services/engine/core/load.py"
 FAIR_QUEUE = "services/common/fair_queue.py"
 DOORS = "doors.py"
+BACKGROUND = "services/controller/core/ledger/background.py"
+EVENTS = "services/router/openai/responses/events.py"
+RESPONSES = "responses.py"
+RETENTION = "services/controller/core/ledger/retention.py"
 
 
 @dataclass(frozen=True)
@@ -259,10 +263,10 @@ MISTAKES = (
         "            self._vacate(sequence)\n\n    def _vacate",
     ),
     Mistake(
-        "a block is freed twice",
+        "a block is freed for one who may have another one's",
         BLOCKS,
-        "                self._empty.append(block)\n\n    def take_use",
-        "                self._empty += (block, block)\n\n    def take_use",
+        "                self._empty[block] = None\n\n    def take_use",
+        "                self._empty[block - block % 2] = None\n\n    def take_use",
     ),
     Mistake(
         "a preempted sequence goes on where it was",
@@ -683,6 +687,13 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "who waits for blocks that stages had is not looked after when they are given back",
+        BATCHING,
+        "        steps, waited_s = self._steps(now_s)\n        return Due(steps, ",
+        "        steps, waited_s = (), ()\n        return Due(steps, ",
+        AHEAD,
+    ),
+    Mistake(
         "what is there of a sequence to come is taken, and for nothing",
         INCOMING,
         "            self._scheduler.give_beginning(there, tuple(blocks.values()), ())\n",
@@ -792,6 +803,13 @@ MISTAKES = (
         DOORS,
     ),
     Mistake(
+        "a controller that has just begun takes the router that it hears first to be the only one",
+        SHARES,
+        "there = len(self.names)",
+        "there = len(self._routers)",
+        DOORS,
+    ),
+    Mistake(
         "a controller that has just begun deals out what it has not heard of",
         SHARES,
         "        if len(self._routers) < there:",
@@ -833,5 +851,40 @@ MISTAKES = (
         "        mine.queued += 1\n",
         "",
         DOORS,
+    ),
+    Mistake(
+        "who looks at what nobody reads is taken for its reader",
+        LEDGER,
+        "        entry.touched_s = now_s\n        state = ",
+        "        entry.hear(now_s)\n        state = ",
+        RESPONSES,
+    ),
+    Mistake(
+        "what lost its head and its reader at once is offered to nobody",
+        BACKGROUND,
+        "        return entry.unread or (",
+        "        return entry.unread and (",
+        RESPONSES,
+    ),
+    Mistake(
+        "what was to be stored is forgotten",
+        RETENTION,
+        "        if entry is None or not entry.stored:",
+        "        if entry is None or entry.stored:",
+        RESPONSES,
+    ),
+    Mistake(
+        "what is deleted leaves no tombstone",
+        LEDGER,
+        "self._commit((Forgotten(generation_id), tombstone), now_s)",
+        "self._commit((Forgotten(generation_id),), now_s)",
+        RESPONSES,
+    ),
+    Mistake(
+        "the last event that a reader had is told again",
+        EVENTS,
+        "        if self.number <= self._after:",
+        "        if self.number < self._after:",
+        RESPONSES,
     ),
 )

@@ -339,7 +339,8 @@ class ClusterOracle(Watch):
         provider = self.world.provider if self.world is not None else None
         all_came = provider is not None and not provider.lost_launches
         whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
-        if not self.plans and len(pipelines) < (2 if whole else 1):
+        asked = self.world.environment.settings.cluster.pipelines if self.world else 0
+        if not self.plans and len(pipelines) < ((asked or 2) if whole else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
 

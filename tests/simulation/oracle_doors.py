@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from fractions import Fraction
+from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
 from door_heads import MODELS, Head
@@ -60,6 +61,9 @@ class DoorOracle:
         self._told: dict[tuple[Door, str], _Told] = {}
         """By router and formation."""
         self._refusals = 0
+        self._coming: list[tuple[float, float]] = []
+        """How much more of a limit than there is routers may hold since one came, and until when:
+        until all have heard of it."""
 
     def fail(self, what: str) -> NoReturn:
         """Raises Violation."""
@@ -105,17 +109,29 @@ class DoorOracle:
         total = 0
         for at_s, amount in reversed(taken):
             total += amount
-            if total > most * (1 + (now_s - at_s) / MINUTE_S) + more + SLACK:
+            held = 1 + sum(part for part, until_s in self._coming if until_s > at_s)
+            if total > most * held * (1 + (now_s - at_s) / MINUTE_S) + more + SLACK:
                 self.fail(f"a tenant has {total} of {most} a minute in {now_s - at_s:.3f} s")
 
+    def comes(self, part: float) -> None:
+        """A router does, which gets so much of a limit before the others have heard of it."""
+        self._coming.append((part, inf))
+
+    def all_know(self) -> None:
+        """Each router has heard of all others."""
+        now_s = self._world.clock.now_s
+        self._coming = [(part, min(until_s, now_s)) for part, until_s in self._coming]
+
     def shares_told(self) -> None:
-        """Routers hold no more of a limit than there is."""
-        if not self._world.dealt:
-            return
+        """Each router holds some of a limit; all hold no more than there is, but for who comes."""
+        coming = sum(part for part, until_s in self._coming if until_s == inf)
+        most = coming + self._world.dealt
         for tenant in self._world.tenants:
-            held = sum(door.quotas.shares.of(tenant.name) for door in self._world.doors)
-            if held > 1 + SLACK:
-                self.fail(f"routers hold {held:.3f} of a tenant's limits")
+            told = [door.quotas.shares for door in self._world.doors if door.quotas.shares.routers]
+            if (held := sum(shares.of(tenant.name) for shares in told)) > most + SLACK:
+                self.fail(f"routers hold {held:.3f} of a tenant's limits, at most {most:.3f}")
+            if min(shares.of(tenant.name) for shares in told) <= 0:
+                self.fail("a router that serves holds nothing of a tenant's limits")
 
     def told_to_wait(self, door: Door, visit: Visit, refusal: ResourceExhausted) -> None:
         """Whoever comes back when he was told to is let in, unless others came before him."""

@@ -28,6 +28,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Kept,
     Record,
 )
 from services.engine.backend import BLOCK_SIZE
@@ -123,7 +124,7 @@ class GenerationOracle(Watch):
         for record in records:
             name = record.generation_id
             self.note("durable", record)
-            if isinstance(record, Forgotten):
+            if isinstance(record, Forgotten | Kept):
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
@@ -274,7 +275,8 @@ class GenerationOracle(Watch):
         for key in step.keys:
             generation = held[key.generation_id]
             unread_s = self._now_s - generation.unread_since_s
-            if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
+            yields = generation.reader is None and not generation.request.runs_unread
+            if waits and yields and unread_s > YIELDS_WITHIN_S:
                 name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
@@ -305,6 +307,16 @@ class GenerationOracle(Watch):
     def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
         """No stage touches these any more for what it did not answer."""
         self._unanswered[formation_id].subtract(block for _, block in blocks)
+
+    def rests(self, batching: Batching) -> None:
+        """Nothing that happens at a head is to be done yet. What waits or runs there waits for a
+        step, or for blocks that stages have."""
+        lead = batching.lead
+        if lead is None or lead.scheduler.in_flight or lead.incoming._awaited:
+            return
+        lent = self._unanswered[lead.formation_id] + self._being_kept[lead.formation_id]
+        if lead.scheduler.has_work and not lent:
+            self.fail(8, f"{lead.formation_id} stands still, and something waits there")
 
     def copied(self, name: bytes, kept: bytes, held: bytes) -> None:
         """A stage has this of a block, of which the first one is kept."""

@@ -28,6 +28,11 @@ Of pipelines with phases (splits.py): 32 where all serve, generations begin at t
 and go on, handed on once, at those that decode; a plan of other phases forms nothing anew, and its
 phases are the pipelines', whoever crashes.
 
+Of responses of the background (oracle_responses.py): 33 whoever was told an id finds its response,
+unless he deleted it, and nobody else ends it; 34 its events are one log: what is read of them, of
+any router, behind a number or not, and what is found of it, is a beginning of that log, which ends
+once and does not change any more; 35 what was deleted is found no more; 36 all of them end.
+
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
 named to placement, before its time, as far as the present controller has heard; 24 what serves goes

@@ -124,7 +124,7 @@ class Schedule:
         if self.ahead_s:
             cluster = replace(settings.cluster, ahead_s=self.ahead_s)
             settings = replace(settings, cluster=cluster, kv_travels=True)
-        self.world = World(random, settings, self.oracle)
+        self.world = World(random, self._of_its_kind(settings), self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
         self.world.network.struck = self._struck
@@ -149,6 +149,10 @@ class Schedule:
             self.world.clock.after(1.5 + 3.0 * self._of_spares.random(), self._strike_spare)
         self._stranger = Stranger(self.world, random, self.oracle.fail)
         self.world.clock.after(0.2, self._strange)
+
+    def _of_its_kind(self, settings: SimulationSettings) -> SimulationSettings:
+        """With what schedules of its kind have otherwise."""
+        return settings
 
     def _change_plans(self) -> None:
         """In every third schedule some plans come, one in the middle of another's being carried

@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py and oracles.py.
+schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py, responses.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -24,6 +24,7 @@ from faults import ROWS
 from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
+from responses import ResponseSchedule
 from schedules import Schedule, table
 from shelves import FAULTS, Shelves
 from splits import SplitSchedule
@@ -40,6 +41,7 @@ COVERED_SEEDS = {
     "ahead.py": 20,
     "shelves.py": 20,
     "doors.py": 15,
+    "responses.py": 15,
 }
 MISTAKE_SEEDS = {
     "schedules.py": 300,
@@ -50,6 +52,7 @@ MISTAKE_SEEDS = {
     "ahead.py": 60,
     "shelves.py": 10,
     "doors.py": 30,
+    "responses.py": 15,
 }
 AHEAD = 25
 SHELVES = 50
@@ -57,6 +60,7 @@ CROWDS = 8
 DEPARTING = 45
 SPLIT = 40
 DOORS = 25
+RESPONSES = 40
 FOLDERS = (
     "services/common",
     "services/controller/core",
@@ -86,7 +90,6 @@ ELSEWHERE = (
     "services/router/core/batches/results.py",
     "services/router/core/batches/window.py",
     "services/controller/core/documents.py",
-    "services/controller/core/ledger/background.py",  # nor ask for what runs unread
     "services/router/core/calls/hermes.py",  # simulated models neither call nor think
     "services/router/core/calls/json_call.py",
     "services/router/core/calls/llama.py",
@@ -224,6 +227,23 @@ def test_who_is_let_in_has_his_place_and_his_part_and_leaves_nothing_behind() ->
     refusals = ("refused: place", "refused: quota", "refused: time", "refused: no pipeline")
     departures = ("left reading", "left waiting", "left running")
     assert min(happened[kind] for kind in (*everything, *refusals, *departures)) >= LEAST_HITS
+
+
+@pytest.mark.timeout(600)
+def test_whoever_was_told_the_id_of_a_response_finds_it_whoever_is_gone() -> None:
+    happened = Counter[str]()
+    for seed in range(RESPONSES):
+        schedule = ResponseSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the responses")
+            raise
+        happened += schedule.oracle.happened
+    print(f"\n{RESPONSES} schedules of responses, 0 violations: {dict(happened)}")
+    assert min(happened[kind] for kind in ("named", "stored", "found")) > RESPONSES
+    assert min(happened[kind] for kind in ("read on by number", "hung up", "deleted")) > LEAST_HITS
+    assert min(happened[kind] for kind in ("cancelled", "left unnamed", "crash", "both")) > 5
 
 
 @pytest.mark.parametrize("kind", [Schedule, MarketSchedule])

@@ -2,14 +2,17 @@
 
 A router is told its shares in answer to what it reports. It is given what others do not hold: as
 long as the same routers are there, the shares of one tenant that routers hold come to 1 at most,
-however late reports and answers are. A controller that has just begun raises no share before each
-router has said what it holds. A router that is new brings what it was told before, or, told nothing
-yet, counts itself alone: it knows better with the answer to its first report.
+however late reports and answers are. A router that comes brings what it was told before; one that
+was told nothing yet holds nothing, for it is not ready before that. It gets a part of what is dealt
+out evenly at once, also while the others hold all: where it is the n-th, shares come to at most
+1 + EVEN / n until the others have heard of it, and of limits that nobody asked for to 1 + 1 / n. A
+controller that has just begun raises no other share before each router has said what it holds,
+those that the one before it dealt out to among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.common.demand import Shares, TenantDemand
@@ -46,7 +49,7 @@ class _Router:
     asked: dict[str, _Asked] = field(default_factory=dict)
     held: dict[str, float] = field(default_factory=dict)
     """The largest share of a tenant's limits that it may hold by now."""
-    equal: float = 1.0
+    equal: float = 0.0
     """The same of limits that it was told nothing of."""
 
     def holds(self, name: str) -> float:
@@ -56,29 +59,39 @@ class _Router:
 class TenantShares:
     """Deals every tenant's limits out to the routers that there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        """`known`: names of the routers that another controller dealt out to."""
+        self._known = frozenset(known)
         self._routers: dict[str, _Router] = {}
         self._began_s: float | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the routers that there are; behind a start, of those that are known, too."""
+        return self._known | self._routers.keys()
 
     def reported(
         self, router_id: str, routers: int, demands: Mapping[str, TenantDemand], now_s: float
     ) -> Shares:
-        """A router says how many it takes to be there, and what tenants asked of it."""
+        """A router says how many it was told are there, 0 where nobody told it yet, and what
+        tenants asked of it."""
         if self._began_s is None:
             self._began_s = now_s
+        if now_s - self._began_s > LOST_AFTER_S:
+            self._known = frozenset()
         lost = [name for name, r in self._routers.items() if now_s - r.heard_s > LOST_AFTER_S]
         for name in lost:
             del self._routers[name]
         router = self._routers.setdefault(router_id, _Router())
-        router.heard_s, router.equal = now_s, 1.0 / routers
-        router.held = {name: demand.share for name, demand in demands.items()}
+        router.heard_s, router.equal = now_s, 1.0 / routers if routers else 0.0
+        router.held = {name: one.share if routers else 0.0 for name, one in demands.items()}
         for name, demand in demands.items():
             router.asked.setdefault(name, _Asked(demand.requests, demand.tokens)).grow(demand)
         for name in router.asked.keys() - demands.keys():
             del router.asked[name]
         there = self._count(now_s)
         tenants = {name for one in self._routers.values() for name in one.asked}
-        told = {name: self._share(router, name, there) for name in sorted(tenants)}
+        told = {name: self._share(router, name, there, new=not routers) for name in sorted(tenants)}
         for name, share in told.items():
             router.held[name] = max(share, router.holds(name))  # until it says that it heard
         router.equal = max(router.equal, 1.0 / there)
@@ -86,15 +99,16 @@ class TenantShares:
 
     def _count(self, now_s: float) -> int:
         """Routers that there are; behind a start, as many as they were told of before."""
-        there = len(self._routers)
+        there = len(self.names)
         if self._began_s is not None and now_s - self._began_s <= LOST_AFTER_S:
-            there = max(there, *(round(1.0 / one.equal) for one in self._routers.values()))
+            told = [round(1.0 / one.equal) for one in self._routers.values() if one.equal]
+            there = max(there, *told, 0)
         return there
 
-    def _share(self, router: _Router, name: str, there: int) -> float:
+    def _share(self, router: _Router, name: str, there: int, *, new: bool) -> float:
         wanted = EVEN / there + (1.0 - EVEN) * self._part(router, name, there)
         if len(self._routers) < there:  # the rest is held by those that have not said so yet
-            return min(wanted, router.holds(name))
+            return min(wanted, EVEN / there if new else router.holds(name))
         others = sum(one.holds(name) for one in self._routers.values() if one is not router)
         return min(wanted, max(EVEN / there, 1.0 - others))
 

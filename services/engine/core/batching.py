@@ -7,7 +7,7 @@ does. What is left for the edge is what this answers with.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -88,8 +88,10 @@ def lead_of(
     progress_s: float,
     limit_bytes: int,
     grammar_library: str = "",
+    places: Mapping[bytes, int] | None = None,
 ) -> Lead:
-    """What the head of this many stages begins with; `facts` are those of its own.
+    """What the head of this many stages begins with; `facts` are those of its own. Blocks of some
+    names may lie in their `places` already.
 
     Raises FailedPrecondition when no step fits into a message.
     """
@@ -102,7 +104,7 @@ def lead_of(
     )
     return Lead(
         formation_id,
-        Scheduler(batches, kv_blocks, stages),
+        Scheduler(batches, kv_blocks, stages, places),
         Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
         Pace(progress_s),
     )
@@ -230,27 +232,24 @@ class Batching:
         self.lead.incoming.ended(fetch.number)
         return self.given_back(now_s)
 
+    def sealed(self, replayed: Container[str]) -> list[StartSequence]:
+        """Sequences that the drain has sealed, those first that are nearest to their end, but of
+        generations that are `replayed`."""
+        starts = self.generations.to_go_on()
+        return [start for start in starts if start.key.generation_id not in replayed]
+
     @contextmanager
-    def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
-        """The blocks of what the drain has sealed, those first that are nearest to their end, but
-        of generations that are `replayed`; no step writes to one until every stage has answered."""
+    def kept(self, sealed: Iterable[StartSequence]) -> Iterator[Leaving]:
+        """The blocks of these, in their order; no step writes to one until every stage has
+        answered."""
         if self.lead is None:
             yield Leaving(())
             return
-        leaving = Leaving.of(self.lead, self._sealed(replayed))
+        leaving = Leaving.of(self.lead, sealed)
         try:
             yield leaving
         finally:
             leaving.give_back()
-
-    def sealed_names(self, replayed: Container[str]) -> dict[SequenceKey, list[bytes]]:
-        """Of the full blocks of sequences that the drain has sealed, but of generations that are
-        `replayed`."""
-        return {start.key: names_of(start) for start in self._sealed(replayed)}
-
-    def _sealed(self, replayed: Container[str]) -> list[StartSequence]:
-        starts = self.generations.to_go_on()
-        return [start for start in starts if start.key.generation_id not in replayed]
 
     @contextmanager
     def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
@@ -337,6 +336,9 @@ class Batching:
                 if lead is not None:
                     lead.incoming.stop(action.key)
             if isinstance(action, StopSequence):
+                stops = lead.scheduler.find(action.key) if lead is not None else None
+                if stops is not None:
+                    self.generations.named(action.key, stops.names)
                 if lead is None or lead.scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif lead is not None:
@@ -350,7 +352,9 @@ class Batching:
                         continue
                     ahead = lead.incoming.came_ahead(action)
                     self.generations.moved(action.key, "kv" if ahead else "replay")
-                    lead.scheduler.start(action.key, action.request, action.output_ids)
+                    lead.scheduler.start(
+                        action.key, action.request, action.output_ids, action.names
+                    )
                 elif isinstance(action, SetUnread):
                     lead.scheduler.set_unread(action.key, action.unread)
                     lead.incoming.set_unread(action.key, action.unread)

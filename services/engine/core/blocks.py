@@ -13,7 +13,7 @@ before it. So no block goes before those that go on from it, and none is kept th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.engine.backend import BLOCK_SIZE
@@ -55,11 +55,20 @@ class BlockAllocator:
     """Hands out block ids 0 to count - 1; of the empty ones, what was freed last is used first,
     while it is warm. With `sharing` off, nothing outlives its sequence."""
 
-    def __init__(self, count: int, *, sharing: bool = True) -> None:
+    def __init__(
+        self, count: int, *, sharing: bool = True, places: Mapping[bytes, int] | None = None
+    ) -> None:
+        """Blocks of some names may lie in their `places` already: who wants one takes that block as
+        long as it is empty."""
         self.count = count
         self.log = PrefixLog()
         """Which hashes are held, for routers."""
-        self._empty = list(range(count - 1, -1, -1))
+        self._places = dict(places or {})
+        kept = set(self._places.values())
+        self._empty = dict.fromkeys(
+            sorted(range(count - 1, -1, -1), key=lambda block: block not in kept)
+        )
+        """The last one goes first."""
         self._users = [0] * count
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Named blocks that nobody uses, those first that were left longest ago."""
@@ -92,17 +101,26 @@ class BlockAllocator:
         and is not bound by it: no step carries a table of theirs."""
         return max(0, self._most_shares - self._shares)
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, names: Sequence[bytes] = ()) -> list[int]:
         """Takes `count` blocks whose contents count for nothing, or raises OutOfBlocks and takes
-        none."""
+        none. Of those that are to hold what goes by these names the first ones are in their
+        places, where these are empty."""
         if count > self.free_count:
             raise OutOfBlocks
         while len(self._empty) < count:
             self._evict()
-        taken = [self._empty.pop() for _ in range(count)]
+        taken = [self._take(name) for name in names[:count]] if self._places else []
+        taken += [self._empty.popitem()[0] for _ in range(count - len(taken))]
         for block in taken:
             self._users[block] = 1
         return taken
+
+    def _take(self, name: bytes) -> int:
+        block = self._places.pop(name, None)
+        if block is None or block not in self._empty:
+            return self._empty.popitem()[0]
+        del self._empty[block]
+        return block
 
     def find(self, hashes: Iterable[bytes]) -> list[int]:
         """The blocks that hold the longest beginning of this chain; they are not taken yet."""
@@ -157,7 +175,7 @@ class BlockAllocator:
             elif block in self._hashes:
                 self._idle[block] = None
             else:
-                self._empty.append(block)
+                self._empty[block] = None
 
     def take_use(self) -> CacheUse:
         """What happened since the last call."""
@@ -169,5 +187,5 @@ class BlockAllocator:
         block_hash = self._hashes.pop(block)
         del self._by_hash[block_hash]
         self.log.remove(block_hash)
-        self._empty.append(block)
+        self._empty[block] = None
         self.use.evicted += 1

@@ -292,6 +292,12 @@ class Generations:
         if found is not None:
             found[1].phase = phase
 
+    def named(self, key: SequenceKey, names: list[bytes]) -> None:
+        """What the blocks of a sequence that stops are named, as far as that is known by now."""
+        found = self._find(key)
+        if found is not None and found[0].life is Life.SEALING:
+            found[1].names = names
+
     def moved(self, key: SequenceKey, by: MovedBy) -> None:
         """What a sequence goes on from was brought to it, or is computed."""
         found = self._find(key)

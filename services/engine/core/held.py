@@ -55,6 +55,8 @@ class Choice:
     phase: Phase = Phase.QUEUED
     in_batch: bool = False
     """The scheduler has it, or a step with it may be in flight."""
+    names: list[bytes] = field(default_factory=list)
+    """Of blocks, where it stops to go on elsewhere: from the first on, as far as anybody asked."""
 
 
 class Cut:
@@ -228,7 +230,7 @@ class HeldGeneration:
     def to_go_on(self) -> list[StartSequence]:
         """What others will start of it."""
         return [
-            StartSequence(self.key(index), self.request, tuple(choice.run.ids))
+            StartSequence(self.key(index), self.request, tuple(choice.run.ids), names=choice.names)
             for index, choice in enumerate(self.choices)
             if choice.finish is None
         ]

@@ -55,13 +55,16 @@ class _Awaited:
 
 
 def names_of(start: StartSequence) -> list[bytes]:
-    """Of its full blocks, but for its last id: that is always computed."""
-    ids = (*start.request.prompt_ids, *start.output_ids)
-    names, parent = [], root_of(start.request)
-    for end in range(BLOCK_SIZE, len(ids), BLOCK_SIZE):
-        parent = next_hash(parent, ids[end - BLOCK_SIZE : end])
-        names.append(parent)
-    return names
+    """Of its full blocks, but for its last id: that is always computed. Each is made once."""
+    prompt, names = start.request.prompt_ids, start.names
+    count = max(0, len(prompt) + len(start.output_ids) - 1) // BLOCK_SIZE
+    if len(names) < count:
+        ids = (*prompt, *start.output_ids)
+        parent = names[-1] if names else root_of(start.request)
+        for end in range((len(names) + 1) * BLOCK_SIZE, len(ids), BLOCK_SIZE):
+            parent = next_hash(parent, ids[end - BLOCK_SIZE : end])
+            names.append(parent)
+    return names[:count]
 
 
 class Incoming:
@@ -117,7 +120,7 @@ class Incoming:
             found = self._scheduler.take_found(names)
             there += found
             lacking = [name for name in names[len(found) :] if name not in blocks]
-            blocks.update(zip(lacking, self._scheduler.take_free(len(lacking)), strict=False))
+            blocks.update(zip(lacking, self._scheduler.take_free(lacking), strict=False))
         if len(blocks) < fewest:
             self._scheduler.give_beginning(there, tuple(blocks.values()), ())
             return None

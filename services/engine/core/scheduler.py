@@ -14,7 +14,7 @@ consequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -109,9 +109,16 @@ class _Flight:
 class Scheduler:
     """The running batch of one formation."""
 
-    def __init__(self, settings: SchedulerSettings, kv_blocks: int, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        kv_blocks: int,
+        max_in_flight: int,
+        places: Mapping[bytes, int] | None = None,
+    ) -> None:
+        """Blocks of some names may lie in their `places` already."""
         self._settings = settings
-        self._blocks = BlockAllocator(kv_blocks, sharing=settings.share_prefixes)
+        self._blocks = BlockAllocator(kv_blocks, sharing=settings.share_prefixes, places=places)
         self._sharing = Sharing(self._blocks)
         self._max_in_flight = max_in_flight
         self._slots = list(range(settings.max_sequences))
@@ -183,14 +190,19 @@ class Scheduler:
         return phases
 
     def start(
-        self, key: SequenceKey, request: GenerationRequest, output_ids: Sequence[int]
+        self,
+        key: SequenceKey,
+        request: GenerationRequest,
+        output_ids: Sequence[int],
+        names: Sequence[bytes] = (),
     ) -> None:
-        """Queues a sequence; its prompt and max_tokens must fit into all blocks together."""
+        """Queues a sequence; its prompt and max_tokens must fit into all blocks together. `names`
+        are those of its first blocks that are known."""
         self._arrivals += 1
         tokens = [*request.prompt_ids, *output_ids]
         lookup = Lookup(request, tokens)
         sequence = BatchedSequence(key, request, self._arrivals, tokens, len(output_ids), lookup)
-        sequence.charged = len(tokens) if output_ids else 0
+        sequence.charged, sequence.names = len(tokens) if output_ids else 0, list(names)
         self._by_key[key] = sequence
         self._turns.comes(sequence, self._number)
 
@@ -235,10 +247,10 @@ class Scheduler:
         self._blocks.share(found)
         return found
 
-    def take_free(self, count: int) -> list[int]:
-        """So many blocks, or as many as there are: one is left to each that runs."""
+    def take_free(self, names: Sequence[bytes]) -> list[int]:
+        """A block for each of these, or for as many as there are: one is left to each that runs."""
         spare = self._blocks.free_count - len(self._running) - 1
-        return self._blocks.allocate(max(0, min(count, spare)))
+        return self._blocks.allocate(max(0, min(len(names), spare)), names)
 
     def give_beginning(
         self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]

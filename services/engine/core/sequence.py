@@ -42,7 +42,7 @@ class BatchedSequence:
     charged: int = 0
     """Positions that its tenant has paid for, here or at an earlier head."""
     last_step: int = 0
-    _hashes: list[bytes] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
     """Of its full blocks, as far as anybody asked."""
 
     @property
@@ -99,9 +99,9 @@ class BatchedSequence:
 
     def block_hash(self, index: int) -> bytes:
         """The name of a block that its ids fill."""
-        hashes = self._hashes
-        while len(hashes) <= index:
-            start = len(hashes) * BLOCK_SIZE
-            parent = hashes[-1] if hashes else root_of(self.request)
-            hashes.append(next_hash(parent, self.tokens[start : start + BLOCK_SIZE]))
-        return hashes[index]
+        names = self.names
+        while len(names) <= index:
+            start = len(names) * BLOCK_SIZE
+            parent = names[-1] if names else root_of(self.request)
+            names.append(next_hash(parent, self.tokens[start : start + BLOCK_SIZE]))
+        return names[index]

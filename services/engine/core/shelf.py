@@ -49,13 +49,15 @@ class Shelf:
         self._forget(now_s)
         return (self._limit_bytes - self.used_bytes) // size_bytes
 
-    def renew(self, layout_name: str, name: bytes, layers: range, now_s: float) -> bool:
-        """Keeps what it has of a block of just these layers as long as if it came now; False: it
-        has not."""
+    def renew(
+        self, layout_name: str, name: bytes, layers: range, now_s: float, keep_s: float = 0.0
+    ) -> bool:
+        """Keeps what it has of a block of just these layers as long as if it came now, for `keep_s`
+        at least; False: it has not."""
         self._forget(now_s)
         for kept in self._by_name.get((layout_name, name), []):
             if kept.layers == layers:
-                kept.until_s = self._last_s = now_s + self._keep_s
+                kept.until_s = max(kept.until_s, self._until_s(now_s, keep_s))
                 return True
         return False
 
@@ -66,22 +68,24 @@ class Shelf:
         layers: range,
         data: bytes | memoryview,
         now_s: float,
+        keep_s: float = 0.0,
     ) -> bool:
-        """Keeps what a stage has of a block; False: there is no room."""
-        if self.renew(layout.name, name, layers, now_s):
+        """Keeps what a stage has of a block, for `keep_s` at least; False: there is no room."""
+        if self.renew(layout.name, name, layers, now_s, keep_s):
             return True
         if self.used_bytes + len(data) > self._limit_bytes:
             return False
-        kept = Kept(layout, name, layers, data, now_s + self._keep_s)
-        self._last_s = kept.until_s
+        kept = Kept(layout, name, layers, data, self._until_s(now_s, keep_s))
         self._by_name.setdefault((layout.name, name), []).append(kept)
         heappush(self._order, (kept.until_s, next(self._numbers), kept))
         self.used_bytes += len(data)
         return True
 
-    def complete(self, formation_id: str, layout_name: str, now_s: float) -> None:
-        """All that will be kept of a formation is."""
-        self._complete[formation_id] = layout_name, now_s + self._keep_s
+    def complete(
+        self, formation_id: str, layout_name: str, now_s: float, keep_s: float = 0.0
+    ) -> None:
+        """All that will be kept of a formation is; that counts for `keep_s` at least."""
+        self._complete[formation_id] = layout_name, now_s + max(self._keep_s, keep_s)
 
     def layout_of(self, formation_id: str, now_s: float) -> str | None:
         """The layout's name of a formation of which nothing more comes; None for one that is not
@@ -102,6 +106,11 @@ class Shelf:
             if wanted:
                 yield wanted, kept.layout.cut(kept.data, kept.layers, wanted)
                 end = wanted.stop
+
+    def _until_s(self, now_s: float, keep_s: float) -> float:
+        until_s = now_s + max(self._keep_s, keep_s)
+        self._last_s = max(self._last_s, until_s)
+        return until_s
 
     def _forget(self, now_s: float) -> None:
         while self._order and self._order[0][0] <= now_s:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from opentelemetry import trace
 
 from services.common.errors import InvalidArgument, Unavailable
 from services.common.generation import LayerRange, ModelRef
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from services.engine.native.model import NativeModel
     from services.model.config import ModelConfig
     from services.tensorstore.client import StoredModel
+
+
+_tracer = trace.get_tracer("shuntserve")
+"""Not the kit's: a rank's process loads too, and sends no spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +87,30 @@ class NativeLoader:
         return StageSize(model, spec, sizes, block_bytes, shared=part.ranks == 1)
 
     def load(self, model: ModelRef, spec: StageSpec, progress: Progress) -> StageBackend:
-        stored, config = self._open(model)
-        native, span = self._model(model, stored, config), range(spec.layers.start, spec.layers.end)
+        with _tracer.start_as_current_span("engine.load.open"):  # and what is imported yet
+            stored, config = self._open(model)
+        with _tracer.start_as_current_span("engine.load.arithmetic"):
+            native = self._model(model, stored, config)
+        span = range(spec.layers.start, spec.layers.end)
         runs = [LayerRange(run.start, run.stop) for run in native.lacking(span)]
         part = (spec.tp_degree, 0 if self._rank is None else self._rank.number)
         sizes = [stored.size_bytes(run, *part) for run in runs]
         for index, run in enumerate(runs):
             before, size_bytes = sum(sizes[:index]), sizes[index]
             of_run = _share(progress, before, size_bytes, sum(sizes))
-            with stored.stage(run, *part, progress=of_run) as stage:
-                tensors = _on_device(stage.tensors, self._options.device)
-                for layer in range(run.start, run.end):
-                    progress(before + size_bytes, sum(sizes))
-                    native.pack(tensors, range(layer, layer + 1))
+            with ExitStack() as opened:
+                with _tracer.start_as_current_span("engine.load.weights"):
+                    stage = opened.enter_context(stored.stage(run, *part, progress=of_run))
+                with _tracer.start_as_current_span("engine.load.pack"):
+                    tensors = _on_device(stage.tensors, self._options.device)
+                    for layer in range(run.start, run.end):
+                        progress(before + size_bytes, sum(sizes))
+                        native.pack(tensors, range(layer, layer + 1))
         progress(sum(sizes), sum(sizes))
         if span.stop == config.layer_count and native.grammars is not None:
             native.grammars.warm()
-        return native.stage(span)
+        with _tracer.start_as_current_span("engine.load.self_test"):
+            return native.stage(span)
 
     def prefetch(self, model: ModelRef, spec: StageSpec, progress: Progress) -> None:
         stored, _ = self._open(model)

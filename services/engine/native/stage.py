@@ -26,7 +26,7 @@ from services.engine.native.arithmetic import Arithmetic, PackedWeights, Packing
 from services.engine.native.exactness import is_exact
 from services.engine.native.meeting import Meeting
 from services.engine.stage.exactness import BLOCKS
-from services.engine.stage.exchange import check_blocks, check_sizes
+from services.engine.stage.exchange import check_blocks, check_size, check_sizes
 from services.engine.stage.slots import Slots
 from services.engine.stage.spans import spans_of
 from services.model.config import ModelConfig
@@ -137,6 +137,10 @@ class NativeStage:
         head = self._layers[self._facts.layers.stop - 1].head
         self._arithmetic = self._packing.arithmetic(layers, head, kv_blocks)
         self._kv_blocks = kv_blocks
+
+    def begin_again(self, kv_blocks: int) -> None:
+        check_size(self._kv_blocks, kv_blocks)
+        self._slots.clear()
 
     def end(self) -> None:
         self._slots.clear()

@@ -80,6 +80,9 @@ class RankedStage:
     def begin(self, kv_blocks: int) -> None:
         self._group.call("begin", kv_blocks)
 
+    def begin_again(self, kv_blocks: int) -> None:
+        self._group.call("begin_again", kv_blocks)
+
     def end(self) -> None:
         if not self.lost:
             self._group.call("end")

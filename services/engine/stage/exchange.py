@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.common.errors import InvalidArgument
+from services.common.errors import FailedPrecondition, InvalidArgument
 from services.engine.core.kv_layout import KvLayout
 
 
@@ -12,6 +12,12 @@ def check_blocks(blocks: Sequence[int], kv_blocks: int) -> None:
     """Raises InvalidArgument for one that the cache has not."""
     if blocks and not 0 <= min(blocks) <= max(blocks) < kv_blocks:
         raise InvalidArgument(f"block ids must be below {kv_blocks}", field="blocks")
+
+
+def check_size(kv_blocks: int, wanted: int) -> None:
+    """Raises FailedPrecondition for a cache that has another number of blocks, or is none."""
+    if kv_blocks != wanted:
+        raise FailedPrecondition(f"the cache has {kv_blocks} blocks, not {wanted}")
 
 
 def check_sizes(

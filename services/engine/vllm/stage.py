@@ -24,7 +24,7 @@ from services.engine.backend import (
 from services.engine.core.kv_layout import KvLayout
 from services.engine.stage import exactness
 from services.engine.stage.exactness import Rows
-from services.engine.stage.exchange import check_blocks, check_sizes
+from services.engine.stage.exchange import check_blocks, check_size, check_sizes
 from services.engine.stage.slots import Slots
 from services.engine.stage.spans import Span, spans_of
 from services.model.grammar import LateGrammars
@@ -158,6 +158,10 @@ class VllmStage:
         self.end()
         self._open_layers().allocate(kv_blocks)
         self._kv_blocks = kv_blocks
+
+    def begin_again(self, kv_blocks: int) -> None:
+        check_size(self._kv_blocks, kv_blocks)
+        self._slots.clear()
 
     def end(self) -> None:
         self._slots.clear()

@@ -116,6 +116,7 @@ def _data(planner: str, nodes: Sequence[CandidateNode], reply: pb.PlanResponse) 
         "solve_time_s": reply.solve_time_s,
         "upper_bound_rps": reply.upper_bound_rps if reply.HasField("upper_bound_rps") else None,
         **_load(reply.estimate),
+        "late": reply.late or None,
     }
 
 

@@ -54,6 +54,7 @@ def plan_data(
     each: Sequence[PipelineEstimate],
     solve_time_s: float,
     upper_bound_rps: float | None,
+    late: str = "",
 ) -> dict[str, Any]:
     return {
         "planner": planner,
@@ -65,6 +66,7 @@ def plan_data(
         "ttft_s": number(total.load.ttft_s),
         "tpot_s": number(total.load.tpot_s),
         "end_to_end_s": number(total.load.end_to_end_s),
+        "late": late or None,
     }
 
 

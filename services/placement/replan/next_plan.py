@@ -65,13 +65,16 @@ class NextPlan:
     """Over staying, as a share of what staying is worth."""
     alternatives: tuple[Rejected, ...] = ()
     """The others that were looked at, the best first."""
+    late: str = ""
+    """Which latency target it misses by how much; empty where it keeps all."""
 
 
 def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
     """The next plan and its moves; FailedPrecondition when nothing fits any more."""
     told, problem = told_of_backends(problem), of_the_model(problem)
     found = _replanned(problem, change, search, budget)
-    return replace(found, reasons=(*found.reasons, *told))
+    stays_late = (f"it is late: {found.late}",) if found.late and not found.change else ()
+    return replace(found, reasons=(*found.reasons, *stays_late, *told))
 
 
 def _replanned(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
@@ -168,9 +171,8 @@ def _meets(problem: Problem, plan: NextPlan) -> bool:
 
 
 def _misses(problem: Problem, plan: NextPlan) -> str:
-    late, _ = violation(problem, plan.pipelines)
-    if late:
-        return late
+    if plan.late:
+        return plan.late
     arriving = problem.costs.workload.arrival_rate_rps
     if arriving and problem.objective.kind is ObjectiveKind.THROUGHPUT_PER_COST:
         rate = rate_of(problem, plan.pipelines).throughput_rps
@@ -268,6 +270,7 @@ def assess(
         reasons,
         outlook(problem, kept, fresh, ended, serve_s, change.horizon_s),
         name,
+        late=violation(problem, pipelines)[0],
     )
 
 

@@ -11,7 +11,7 @@ from services.placement.replan.change import Change
 from services.placement.replan.parts import best_nodes, filled, planned, within_the_rest
 from services.placement.replan.phasing import best_phases
 from services.placement.replan.worth import cost_per_hour, node_count, rate_of, within_budget
-from services.placement.search.budget import SearchBudget
+from services.placement.search.budget import Part, SearchBudget
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 
 MOST_PARTS = 64
@@ -50,11 +50,12 @@ def options_for(
         room = max(0, change.nodes_max - len(used))
         free = best_nodes(problem, free, room, used) if room else ()
     more = _what_is_lacking(problem, left)
+    wholly = change.improve or not _keeps(problem, change, left)
     if free and more is not None:
-        added = planned(more, free, search, budget)
+        added = planned(more, free, search, Part(budget, 0.5) if wholly else budget)
         options.append(("it and pipelines of the free nodes", (*left, *added) if added else ()))
     options += _up_to_the_least(problem, change, options, search, budget)
-    if change.improve or not _keeps(problem, change, left):
+    if wholly:
         options += _without_each(problem, change, left)
         whole = _whole(problem, change, used, search, budget)
         options += [*whole, *_up_to_the_least(problem, change, whole, search, budget)]

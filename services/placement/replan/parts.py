@@ -56,19 +56,13 @@ def cheapest(nodes: Sequence[CandidateNode]) -> tuple[CandidateNode, ...]:
 def planned(
     problem: Problem, nodes: Sequence[CandidateNode], search: Planner, budget: SearchBudget
 ) -> Pipelines:
-    """A plan of some of the nodes; none when they hold no pipeline, or time is out. Where no plan
-    keeps the latency targets, one that is made without them: late answers are better than none."""
+    """A plan of some of the nodes; none when they hold no pipeline, or time is out."""
     count = 0 if len(nodes) < len(problem.nodes) else problem.pipeline_count
-    part = replace(problem, nodes=tuple(nodes), pipeline_count=count)
-    untimed = replace(part.objective, ttft_target_s=0.0, tpot_target_s=0.0)
-    for objective in dict.fromkeys((part.objective, untimed)):
-        try:
-            return search(replace(part, objective=objective), budget).pipelines
-        except FailedPrecondition:
-            continue
-        except DeadlineExceeded:
-            break
-    return ()
+    try:
+        part = replace(problem, nodes=tuple(nodes), pipeline_count=count)
+        return search(part, budget).pipelines
+    except (FailedPrecondition, DeadlineExceeded):
+        return ()
 
 
 def within_the_rest(problem: Problem, pipelines: Pipelines) -> Problem | None:

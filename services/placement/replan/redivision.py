@@ -80,11 +80,13 @@ def redivide(
     running = [pipeline for left in lefts for pipeline in left]
     within = not replace(limits, nodes_min=fewest).excess(running)
     grows = node_count(running) < min(limits.nodes_min, sum(node_count(p.pipelines) for p in news))
-    more, served, serves = _gain(shares, stays, news), _served(stays), _served(news)
+    more, now, then = _gain(shares, stays, news), _serving(stays), _serving(news)
     hysteresis = max(change.hysteresis for change in changes)
-    stay = serves < served or (serves == served and more <= hysteresis and not grows)
+    stay = then < now or (then == now and more <= hysteresis and not grows)
     if within and stay:
-        lacks = "serves fewer models" if serves < served else f"gains {more:.1%} over the horizon"
+        lacks = f"gains {more:.1%} over the horizon"
+        if then < now:
+            lacks = "serves fewer models" if then[0] < now[0] else "serves more of them late"
         why = "no division serves more models, or gains enough over the horizon"
         other = Rejected(NEW, lacks)
         return Redivision(tuple(whole), stays, False, 0.0, (why,), (other,), complete)
@@ -151,13 +153,15 @@ def _up_to_the_least(
     return tuple(parts)
 
 
-def _served(plans: Sequence[NextPlan]) -> int:
-    return sum(bool(plan.pipelines) for plan in plans)
+def _serving(plans: Sequence[NextPlan]) -> tuple[int, int]:
+    """How many are served, and how many of them are late (negative)."""
+    served = [plan for plan in plans if plan.pipelines]
+    return len(served), -sum(bool(plan.late) for plan in served)
 
 
 def _gain(shares: Sequence[Share], stays: Sequence[NextPlan], news: Sequence[NextPlan]) -> float:
     """Of those that are served either way; infinite where more are."""
-    if _served(news) > _served(stays):
+    if _serving(news)[0] > _serving(stays)[0]:
         return math.inf
     logs = weights = 0.0
     for share, stay, new in zip(shares, stays, news, strict=True):
@@ -174,6 +178,8 @@ def _told(share: Share, problem: Problem, stay: NextPlan, new: NextPlan) -> str:
     if not new.pipelines:
         return f"{share.name}: cannot be served beside the others within the limits"
     now = f"{share.name}: {shape(new.pipelines)}, {figures(problem, new.pipelines)}"
+    if new.late:
+        now += f", late: {new.late}"
     if not stay.pipelines:
         return f"{now}; nothing serves it now"
     if not new.change:
@@ -196,6 +202,11 @@ def _lacks(
         return f"no pipeline of {', '.join(starved)}"
     if not within:
         return "it is beyond the limits"
+    late = [
+        f"{share.name}: {stay.late}" for share, stay in zip(shares, stays, strict=True) if stay.late
+    ]
+    if len(late) > sum(bool(new.late) for new in news):
+        return "; ".join(late)
     if grows:
         return "less nodes than the least"
     return f"{more:.1%} less gained over the horizon"

@@ -62,22 +62,29 @@ def chooser(
         return best
 
     def goodput(value: Array) -> Ints:
-        """Dinkelbach over expected goodput."""
+        """Dinkelbach over expected goodput, among those that no others replace."""
+        some = unreplaced(usage, value)
+        best = np.zeros(len(value), dtype=np.int64)
+        best[some] = among(some, value[some])
+        return best
+
+    def among(some: Ints, value: Array) -> Ints:
         down = down_shares(ground.problem.nodes, objective.recovery_s)
-        cases = scenarios(_pools(ground, members), down)
+        cases = scenarios(_pools(ground, [members[i] for i in some]), down)
+        part = None if limits is None else Limits(limits.rows[:, some], limits.bounds)
         price, best = 0.0, np.zeros(len(value), dtype=np.int64)
         for _ in range(ROUNDS):
             uses = pack_scenarios(
-                usage,
+                usage[some],
                 value,
-                price * cost,
+                price * cost[some],
                 counts,
                 cases,
                 rate,
                 time_limit_s=seconds(),
-                limits=limits,
+                limits=part,
             )
-            spent = float(uses @ cost)
+            spent = float(uses @ cost[some])
             if not uses.any() or spent <= 0:
                 break
             carried = [float((uses * value) @ case.serves) for case in cases]
@@ -95,6 +102,25 @@ def chooser(
     if objective.kind is ObjectiveKind.THROUGHPUT_PER_COST:
         return cheapest if rate else per_cost
     return most
+
+
+def unreplaced(usage: Ints, value: Array) -> Ints:
+    """Places of the candidates that are worth looking at: of those that take the same nodes the one
+    that carries most, and none that carries no more than its nodes do as pipelines of one each. The
+    others cost the same and are away whenever one of its pools is.
+
+    `usage` [candidates, classes], `value` [candidates]; of ones that are as good the first stays.
+    """
+    order = np.lexsort((np.arange(len(value)), -value))
+    _, first = np.unique(usage[order], axis=0, return_index=True)
+    best = np.sort(order[first])
+    alone = np.zeros(usage.shape[1])
+    single = best[usage[best].sum(axis=1) == 1]
+    alone[usage[single].argmax(axis=1)] = value[single]
+    taken, carried = usage[best], value[best]
+    apart = np.where(taken > 0, alone > 0, True).all(axis=1) & (taken.sum(axis=1) > 1)
+    kept: Ints = best[~(apart & (taken @ alone >= carried))]
+    return kept
 
 
 def _pools(ground: SearchField, members: Sequence[Members]) -> list[frozenset[str]]:

@@ -2,10 +2,10 @@
 
 What a model makes of its part is any planner's answer; this searches over the parts. Of two
 divisions the better one leaves fewer models without a pipeline, then lacks less memory for those,
-then has the greater weighted Nash product of the parts' scores: the sum of weight times logarithm,
-which knows no unit, starves nobody, and gives the next node to whom it helps most in proportion
-(Nash, The Bargaining Problem, Econometrica 1950; Eisenberg and Gale, 1959). Where that is equal but
-for a little, what runs stays where it is.
+then has fewer that miss a latency target, then the greater weighted Nash product of the parts'
+scores: the sum of weight times logarithm, which knows no unit, starves nobody, and gives the next
+node to whom it helps most in proportion (Nash, The Bargaining Problem, Econometrica 1950; Eisenberg
+and Gale, 1959). Where that is equal but for a little, what runs stays where it is.
 
 Where money or their number is limited, or nodes are only on offer, some are nobody's: then a
 division that keeps to the limits is looked for from what runs.
@@ -34,7 +34,7 @@ from services.placement.search.problem import (
     memory_usable,
     nothing_fits,
 )
-from services.placement.search.score import score
+from services.placement.search.score import score, violation
 from services.placement.search.shares import (
     Counts,
     Limits,
@@ -116,15 +116,18 @@ class _Value:
     """0 where nothing fits."""
     pipelines: tuple[PlacedPipeline, ...] = ()
     """On the first nodes of each class."""
+    late: bool = False
+    """They miss a latency target."""
 
     @property
     def serves(self) -> bool:
         return self.score > 0.0
 
 
-Rank = tuple[int, float, float, float, float]
-"""How many are served, by how much that is beyond the limits, what memory the others lack (both
-negative), the logarithm of the product, and within limits what it costs (negative)."""
+Rank = tuple[int, float, float, int, float, float]
+"""How many are served, by how much that is beyond the limits, what memory the others lack, how many
+are late (all three negative), the logarithm of the product, and within limits what it costs
+(negative)."""
 
 
 class _Search:
@@ -202,11 +205,11 @@ class _Search:
         if not within or (self._limits is not None and not max(within.values())[0]):
             check_time(self._budget)
             raise FailedPrecondition("nothing that serves keeps to the limits", field="nodes")
-        serving, _, short, product_log, _ = max(within.values())
+        serving, _, short, late, product_log, _ = max(within.values())
         near = [
             parts
             for parts, rank in within.items()
-            if (rank[0], rank[2]) == (serving, short) and rank[3] >= product_log - A_LITTLE
+            if (rank[0], *rank[2:4]) == (serving, short, late) and rank[4] >= product_log - A_LITTLE
         ]
         return max(near, key=lambda parts: (self._kept_count(parts), within[parts]))
 
@@ -278,6 +281,7 @@ class _Search:
         values = [self._value(i, parts[i]) for i in range(len(self._shares))]
         serving = sum(value.serves for value in values)
         short = sum(value.short_bytes for value in values)
+        late = sum(value.late for value in values)
         product_log = sum(
             share.weight * math.log(value.score)
             for share, value in zip(self._shares, values, strict=True)
@@ -288,7 +292,7 @@ class _Search:
             pipelines = [pipeline for value in values for pipeline in value.pipelines]
             excess = self._limits.excess(pipelines)
             cost = sum(pipeline.cost_per_hour for pipeline in pipelines)
-        rank = self._ranks[parts] = serving, -excess, -short, product_log, -cost
+        rank = self._ranks[parts] = serving, -excess, -short, -late, product_log, -cost
         return rank
 
     def serves(self, index: int, part: Counts) -> bool:
@@ -313,7 +317,8 @@ class _Search:
             problem, solution = self.plan(index, nodes)
         except FailedPrecondition:
             return _Value(short)
-        return _Value(0.0, _useful(problem, solution.pipelines), solution.pipelines)
+        useful = _useful(problem, solution.pipelines)
+        return _Value(0.0, useful, solution.pipelines, bool(solution.late))
 
     def plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:
         """Of ever fewer pipelines where so many do not fit; what runs on these nodes stays where
@@ -333,14 +338,18 @@ class _Search:
         raise refusal or nothing_fits(Problem(share.costs, nodes))
 
     def _rather(self, share: Share, problem: Problem, solution: Solution) -> Solution:
-        """What runs, if that is as good but for a little."""
+        """What runs, if that is as good but for a little, and late only where the other is."""
         there = {node.node_id for node in problem.nodes}
         stays = tuple(p for p in share.running if there.issuperset(p.node_ids))
         if not stays or len(stays) != len(solution.pipelines):
             return solution
         if score(problem, stays) < score(problem, solution.pipelines) * (1 - A_LITTLE):
             return solution
-        return replace(solution, pipelines=stays, reasons=("what runs on these nodes stays",))
+        late, _ = violation(problem, stays)
+        if late and not solution.late:
+            return solution
+        why = ("what runs on these nodes stays",)
+        return replace(solution, pipelines=stays, reasons=why, late=late)
 
     def found(
         self, index: int, part: Counts, nodes: Sequence[CandidateNode]
@@ -356,7 +365,8 @@ class _Search:
             stands_for |= {first.node_id: node for first, node in zip(group, own, strict=False)}
         placed = tuple(pipeline.on(stands_for) for pipeline in pipelines)
         problem = Problem(share.costs, tuple(nodes), _objective(share, nodes), 0, share.seed)
-        rather = self._rather(share, problem, Solution(placed)).pipelines
+        found = Solution(placed, late=violation(problem, placed)[0])
+        rather = self._rather(share, problem, found).pipelines
         return placed if self._limits is not None and _takes_more(rather, placed) else rather
 
     def named(self, parts: tuple[Counts, ...]) -> list[tuple[CandidateNode, ...]]:

@@ -51,6 +51,11 @@ class Objective:
                 "min_on_demand_share must be from 0 to 1", field="min_on_demand_share"
             )
 
+    @property
+    def untimed(self) -> Objective:
+        """The same without its latency targets."""
+        return replace(self, ttft_target_s=0.0, tpot_target_s=0.0)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -87,6 +92,8 @@ class Solution:
     reasons: tuple[str, ...] = ()
     runners_up: tuple[tuple[PlacedPipeline, ...], ...] = ()
     """Other plans that were looked at, the best first."""
+    late: str = ""
+    """Which latency target it misses by how much; empty where it keeps all."""
 
 
 class Planner(Protocol):

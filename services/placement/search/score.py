@@ -53,11 +53,11 @@ def worst_miss(
     problem: Problem, pipelines: Sequence[PlacedPipeline]
 ) -> tuple[float, str, int | None]:
     """By how much the latency target that is missed most is, as a multiple of it, and in words, and
-    the pipeline that misses it; 1 where none is."""
+    the pipeline that misses it; 1 where none is, as of no pipelines."""
     objective = problem.objective
     worst: tuple[float, str, int | None] = (1.0, "", None)
     targets = (("TTFT", objective.ttft_target_s), ("TPOT", objective.tpot_target_s))
-    if not any(limit for _, limit in targets):
+    if not pipelines or not any(limit for _, limit in targets):
         return worst
     total, each = estimate_plan(problem.costs, pipelines)
     if math.isinf(total.load.ttft_s) or math.isinf(total.load.tpot_s):

@@ -303,6 +303,39 @@ async def test_several_models_divide_the_nodes(planning: Planning) -> None:
         await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))
 
 
+async def test_where_no_plan_keeps_the_targets_the_first_one_and_the_next_say_how_late_they_are(
+    planning: Planning,
+) -> None:
+    hasty = Aim("throughput", tpot_target_s=1e-6)
+    goal, other = replace(GOAL, aim=hasty), replace(OTHER, aim=hasty)
+    nodes = tuple(node(f"node-{number}") for number in range(1, 3))
+    of_two = await planning.plan(AskPlan(1, (goal, other), nodes, 2))
+    assert all(one.pipelines for one in of_two.deployments)
+    first, second = of_two.why.late.split("; ")
+    assert first.startswith("m: TPOT ")
+    assert second.startswith("other: TPOT ")
+    asked = replace(question(()), goal=goal, workload=Workload(0.01, 300.0, 90.0))
+    answer = await planning.replan(asked)
+    assert answer.plan is not None
+    assert answer.plan.why.late.startswith("TPOT ")
+    running = answer.plan.deployments[0].pipelines
+    stays = await planning.replan(replace(asked, running=running, planned=len(running)))
+    assert stays.plan is None
+    assert any(one.startswith("it is late: TPOT ") for one in stays.reasons), stays.reasons
+    everyone = tuple(NodeAsked(one.node_id, one.shape, None) for one in nodes)
+    dividing = Dividing(2, (goal, other), everyone, (), (), Wishes(), (None, None))
+    divided = await planning.divide(dividing)
+    assert divided.plan is not None
+    assert [part.split()[:2] for part in divided.plan.why.late.split("; ")] == [
+        ["m:", "TPOT"],
+        ["other:", "TPOT"],
+    ]
+    assert "late: TPOT" in divided.reasons[0]
+    timely = await planning.replan(replace(asked, goal=GOAL))
+    assert timely.plan is not None
+    assert not timely.plan.why.late
+
+
 async def test_a_model_is_placed_by_the_sizes_that_are_stored(planning: Planning) -> None:
     """Of a mixture, or of quantised weights, which no config tells."""
     gib = 1 << 30

@@ -92,7 +92,7 @@ async def test_one_ends_there_and_one_goes_on_elsewhere_from_its_blocks(rig: Rig
     route = Route("p2", "f2", new.incarnation, new.address, 1.0, MODEL, 1024)
     known = Known(formed.kv_block_bytes, members)
     cluster: Any = known
-    kv = KvSources("kv", 60.0, loop.time, known.members)
+    kv = KvSources("kv", 60.0, loop.time, known.members, fetch_s=60.0)
     departures = Departures(
         cluster,
         Engines(EngineTimeouts(drain_s=60.0), max_message_bytes=1 << 22),

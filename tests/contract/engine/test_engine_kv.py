@@ -17,7 +17,7 @@ from services.common.generation import GenerationRequest
 from services.common.prefix import chain_of
 from services.engine import block_moves, head, kv_calls
 from tests.contract.engine.rig import Rig, Stream, Worker, generate, request
-from tests.contract.engine.tiny import LAYERS, expected_ids
+from tests.contract.engine.tiny import LAYERS, TinyBackend, expected_ids
 from tests.waiting import until
 
 PROMPT = [5 + 7 * i % 500 for i in range(70)]
@@ -207,6 +207,62 @@ async def test_the_last_block_of_what_is_sealed_lies_in_caches_before_its_reader
     assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
     stats = await _stats(new[0])
     assert (stats.filled_kv_blocks, stats.prefix_hits) == (filled, filled * 16)
+
+
+@pytest.mark.parametrize("lost", ["head", "tail"])
+async def test_blocks_of_who_follows_in_the_same_seats_lie_in_place_before_it_begins(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Who keeps its seat has them, and who takes one has had them come ahead. Behind the seal no
+    block is copied, and none that others write to since is taken for what it was."""
+    monkeypatch.setattr(block_moves, "COPYING_AGAIN_S", 60.0)
+    monkeypatch.setattr(block_moves, "REST_S", 60.0)
+    copied_in, import_blocks = list[list[int]](), TinyBackend.import_blocks
+
+    def counted(backend: TinyBackend, blocks: Sequence[int], data: Sequence[bytes]) -> None:
+        copied_in.append(list(blocks))
+        import_blocks(backend, blocks, data)
+
+    monkeypatch.setattr(TinyBackend, "import_blocks", counted)
+    old, spare = [await rig.worker(step_s=0.02) for _ in range(2)], await rig.worker()
+    await rig.form(old, [2], "f1", blocks=32)
+    await rig.hold(spare, (0, 2) if lost == "head" else (2, LAYERS))
+    new = [spare, old[1]] if lost == "head" else [old[0], spare]
+    asked, source = request("g", PROMPT, LONG), source_of(old, [2], "f1")
+    stream = generate(old[0], asked, "f1")
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    answer = await copied(old[0], source, heir_of(new, [2], "g"))
+    one_more = (answer.blocks + 1) * 16 + 2 - len(PROMPT)
+    await stream.until(lambda s: len(s.ids[0]) >= one_more)
+    await to_the_end(old[0], stream, engine_pb2.DrainRequest(formation_id="f1", keep_kv=True))
+    held = stream.ids[0]
+    filled = (len(PROMPT) + len(held) - 1) // 16
+    assert filled > answer.blocks
+    engines = [worker.engine for worker in new if worker.engine is not None]
+    ahead = [engine.stages._cache for engine in engines if engine.node_id == spare.node_id]
+    await until(lambda: [len(one[1].contents) if one else 0 for one in ahead] == [filled])
+    for worker in old:
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
+    assert sum(map(len, copied_in)) >= filled
+    copied_in.clear()
+    for worker in old:
+        assert worker.loader is not None
+        worker.loader.backends[0].step_s = 0.0
+    await rig.join(new, [2], "f2", blocks=32)
+    stream = await resumed(new[0], asked, "f2", held, source)
+    assert held + stream.ids[0] == expected_ids(PROMPT, LONG)
+    assert copied_in == []
+    stats = [await _stats(worker) for worker in new]
+    assert stats[0].prefix_hits == filled * 16
+    assert stats[0].used_kv_blocks == 0
+    known = [engine.formation.contents for engine in engines if engine.formation is not None]
+    assert all(len(contents) <= filled for contents in known)
+    # Another one takes all blocks there are, so what lay in them is gone.
+    other = request("h", range(32 * 16 - 4), 4)
+    taken = generate(new[0], other, "f2")
+    await taken.end()
+    assert taken.ids[0] == expected_ids(other.prompt_ids, 4)
+    assert [len(contents) for contents in known] == [0, 0]
 
 
 @pytest.mark.parametrize(("before", "after"), [([], []), ([2], [4]), ([3], [1, 4])])

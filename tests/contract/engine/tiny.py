@@ -28,7 +28,7 @@ from services.engine.backend import (
 )
 from services.engine.core.kv_layout import KvLayout
 from services.engine.core.memory import StageSize
-from services.engine.stage.exchange import check_blocks, check_sizes
+from services.engine.stage.exchange import check_blocks, check_size, check_sizes
 from services.engine.stages import Progress
 
 LAYERS = 6
@@ -182,6 +182,10 @@ class TinyBackend:
     def begin(self, kv_blocks: int) -> None:
         self.end()
         self.kv_blocks = kv_blocks
+
+    def begin_again(self, kv_blocks: int) -> None:
+        check_size(self.kv_blocks, kv_blocks)
+        self.slots.clear()
 
     def end(self) -> None:
         self.slots.clear()

@@ -209,3 +209,14 @@ async def test_routers_share_a_limit(mesh: FakeMesh, ring: KeyRing) -> None:
         took_s = time.monotonic() - began_s
     assert passed <= limit * (1 + took_s / 60) + 2
     assert passed >= limit / 2, "and it is used"
+
+
+async def test_a_router_is_ready_once_it_knows_its_share(mesh: FakeMesh) -> None:
+    """Before that it would count itself alone, beside those that hold all there is."""
+    mesh.deals.clear()
+    async with mesh.router() as router:
+        await until(lambda: "share" in getattr(router.router.why_not_ready, "message", ""))
+        assert mesh.demands[0].routers == 0, "it was told nothing yet"
+        mesh.deals.set()
+        await until(lambda: router.router.ready)
+        assert router.router.quotas.shares.routers == 1

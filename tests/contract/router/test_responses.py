@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -53,11 +55,11 @@ async def test_a_stream_is_picked_up_behind_any_event_at_another_router(
     async with mesh.router() as other:
         url = f"http://127.0.0.1:{other.http_port}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as elsewhere:
-            for after in range(0, len(events), 7):
-                again = await elsewhere.responses.retrieve(
-                    response_id, stream=True, starting_after=after
-                )
-                assert await _events(again) == events[after + 1 :]
+            half = len(events) // 2
+            again = await elsewhere.responses.retrieve(
+                response_id, stream=True, starting_after=half
+            )
+            assert await _events(again) == events[half + 1 :]
             with pytest.raises(openai.ConflictError) as behind:
                 await elsewhere.responses.retrieve(
                     response_id, stream=True, starting_after=len(events)
@@ -65,6 +67,30 @@ async def test_a_stream_is_picked_up_behind_any_event_at_another_router(
             assert behind.value.param == "starting_after"
             whole = await elsewhere.responses.retrieve(response_id)
             assert whole.to_dict() == events[-1]["response"]
+
+
+TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+CALLED = (
+    "I look.\n"
+    '<tool_call>{"name": "weather", "arguments": {"city": "Zürich 🚀"}}</tool_call>\n'
+    '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+)
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [TOOL]}], ids=["text", "calls"])
+async def test_a_stream_is_picked_up_behind_every_event_byte_by_byte(
+    http: httpx.AsyncClient, mesh: FakeMesh, more: dict[str, Any]
+) -> None:
+    mesh.replies = [CALLED if more else REPLY]
+    whole = await http.post("/v1/responses", json={**ASKED, **more, "stream": True})
+    events = re.findall(r"event: .*?\n\n", whole.text, re.DOTALL)
+    assert "".join(events) == whole.text
+    kinds = Counter(event.splitlines()[0] for event in events)
+    assert kinds["event: response.function_call_arguments.done"] == (2 if more else 0)
+    url = f"/v1/responses/resp_{whole.headers['x-generation-id']}?stream=true"
+    for after in range(len(events)):
+        rest = await http.get(f"{url}&starting_after={after}")
+        assert rest.text == "".join(events[after + 1 :])
 
 
 async def test_a_reader_that_left_goes_on_where_a_killed_head_stopped(
@@ -155,9 +181,8 @@ async def test_a_schema_is_followed_and_parsed(client: openai.AsyncOpenAI, mesh:
 async def test_a_function_is_called_and_its_answer_goes_on_from_the_call(
     client: openai.AsyncOpenAI, mesh: FakeMesh
 ) -> None:
-    tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
     mesh.replies = ['<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>']
-    stream = await client.responses.create(**ASKED, tools=[tool], stream=True)  # type: ignore[list-item]
+    stream = await client.responses.create(**ASKED, tools=[TOOL], stream=True)  # type: ignore[list-item]
     events = await _events(stream)
     called = await client.responses.retrieve(events[0]["response"]["id"])
     (call,) = called.output

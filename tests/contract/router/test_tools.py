@@ -117,7 +117,7 @@ async def test_a_stream_that_is_cut_anywhere_goes_on_with_the_same_pieces(
         assert "".join(fragments) == arguments
     assert whole.finishes() == ["tool_calls"]
     named = [event_id for event_id in whole.ids if event_id]
-    for cut in range(1, len(named), 7):
+    for cut in range(len(named)):
         again = await resume(http, whole.generation_id, named[cut])
         before = [json.loads(d) for d in data_of(whole)[: cut + 1]]
         both = [c for e in [*before, *again.events] for c in e.get("choices", ())]

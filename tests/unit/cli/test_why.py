@@ -26,6 +26,7 @@ FULL = pb.ExplainPlanResponse(
     adopted_unix_s=1.0,
     what_ifs=[pb.WhatIf(change="objective [b]throughput[/b]", answer="the same plan")],
     what_ifs_lack="there was no time for more",
+    late="TTFT 2.0 s against 1.0 s",
     spares=[
         pb.SpareStatus(
             node_id="n9",
@@ -71,7 +72,9 @@ async def test_what_scripts_rely_on_and_what_people_read(tmp_path: Path) -> None
     assert (why["gain"], why["horizon_s"]) == (0.25, 1800.0)
     assert why["what_ifs"] == [{"change": "objective [b]throughput[/b]", "answer": "the same plan"}]
     assert controller.asked == [True]
+    assert why["late"] == "TTFT 2.0 s against 1.0 s"
     text = shown(why)
+    assert "late, for no plan keeps the targets: TTFT 2.0 s against 1.0 s" in text
     for part in ("plan 4", "offers_changed", "beats staying by 25.0% over 1800 s", "2.0% worse"):
         assert part in text
     assert "objective [b]throughput[/b]" in text, "what others say is no markup"
@@ -86,8 +89,9 @@ async def test_a_plan_of_a_time_that_kept_no_reasons_says_so(tmp_path: Path) -> 
     async with played(tmp_path, Controller(pb.ExplainPlanResponse(number=1))) as directory:
         why = await explained(directory, False)
     assert (why["gain"], why["horizon_s"], why["adopted_unix_s"]) == (None, None, None)
-    assert (why["what_ifs"], why["what_ifs_lack"]) == ([], None)
+    assert (why["what_ifs"], why["what_ifs_lack"], why["late"]) == ([], None, None)
     assert "nobody said" in shown(why)
+    assert "late" not in shown(why)
 
 
 async def test_an_age_is_never_below_nothing(tmp_path: Path) -> None:

@@ -173,8 +173,12 @@ def test_where_blocks_are_kept_survives_the_wire() -> None:
         KvMember("10.0.0.1:7", "i0", LayerRange(0, 3)),
         KvMember("10.0.0.2:7", "i1", LayerRange(3, 5)),
     )
-    for source in (KvSource("f", members), KvSource("f", ())):
+    for source in (KvSource("f", members), KvSource("f", ()), KvSource("f", members, 12.5)):
         message = wire.kv_source_to(source)
         assert wire.kv_source_from(type(message).FromString(message.SerializeToString())) == source
     with pytest.raises(InvalidArgument, match="hold nothing"):
         wire.kv_source_from(common_pb2.KvSource(members=[common_pb2.KvMember()]))
+    for seconds in (-1.0, 601.0, float("nan")):
+        with pytest.raises(InvalidArgument) as refused:
+            wire.kv_source_from(common_pb2.KvSource(fetch_s=seconds))
+        assert refused.value.field == "fetch_s"

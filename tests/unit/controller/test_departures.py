@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from services.common.errors import Unavailable
@@ -12,7 +13,7 @@ from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.link import UNSEEN_BYTES_PER_S
-from services.controller.core.departure.move import Choice, Move, Rates, Stream
+from services.controller.core.departure.move import Choice, Move, Rates, Reason, Stream
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 from services.controller.departures import Departures, Journaled
 from services.controller.engines import Heir, WentAhead
@@ -39,6 +40,8 @@ class Head:
         self.blocks, self.size_bytes, self.took_s = 30, 4000, 0.0
         """Of what goes ahead."""
         self.blocks_of = {"long": 6}
+        self.meanwhile: Callable[[], object] = lambda: None
+        """What happens while blocks go ahead."""
         self.measured = 0
         """How often it was asked for the size of its blocks."""
         self.drains: list[tuple[str, ...]] = []
@@ -52,6 +55,7 @@ class Head:
         head: Any,
         *,
         keep_kv: bool = False,
+        keep_s: float = 0.0,
         replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
@@ -72,6 +76,7 @@ class Head:
         max_rounds: int = 0,
     ) -> WentAhead:
         self.copied.append((source.formation_id, tuple(heirs), limit_s))
+        self.meanwhile()
         self.now_s += self.took_s
         return WentAhead(
             2, self.blocks, 20, self.size_bytes, 0.25, self.over, blocks_of=self.blocks_of
@@ -96,7 +101,17 @@ class Cluster:
     def __init__(self, block_bytes: int | None = 100) -> None:
         self.departed_from: list[str] = []
         self.block_bytes = block_bytes
+        self.stays = False
+        """Nothing leaves the formation after all."""
+        self.ends_s = inf
+        """When its node is taken away."""
         self.view = self
+
+    def ends_at_s(self, formation_id: str) -> float:
+        return self.ends_s
+
+    def goes(self, formation_id: str) -> bool:
+        return not self.stays
 
     def runs_at(self, formation_id: str) -> Any:
         return RunsAt("p", MODEL, self.block_bytes)
@@ -128,7 +143,7 @@ def departures(
     engines: Any = head
     core: Any = cluster
     clock = lambda: head.now_s  # noqa: E731
-    kv = KvSources(handover, 5.0, clock, lambda _: ())
+    kv = KvSources(handover, 5.0, clock, lambda _: (), fetch_s=60.0)
     return Departures(core, engines, journaled, events, kv=kv, block_positions=16, clock=clock)
 
 
@@ -178,6 +193,7 @@ async def test_what_ends_at_once_is_told_of_each_that_runs() -> None:
 
 
 FEW = Stream("few", 40, (10,), 10_000, 1000.0)
+SLOWEST = Rates(replay_s=0.02, replay_positions_per_s=10.0, push_s=0.06)
 SLOW = Rates(replay_s=0.02, replay_positions_per_s=1000.0, push_s=0.06)
 
 
@@ -210,6 +226,26 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     assert leaving._ahead == {}, "it was lost before it was drained"
 
 
+async def test_what_would_not_be_there_in_time_is_replayed() -> None:
+    """However long that takes: what is not there by then is computed all the same, and later. It
+    is no push, and the link is for those who are."""
+    disk: Any = Disk()
+    events, cluster = EventLog(disk, lambda: 0.0, 100), Cluster()
+    large = Stream("large", 16_000, (10,), 10_000, 1000.0)
+    leaving = departures(Head([LONG, large]), cluster, events, "auto", SLOWEST)
+    leaving._link.carried(1_000, 1.0, 0.0)
+    assert replayed(leaving.end("f")) == {"large"}, "100 s of the link, and 60 are waited for"
+    leaving._link.carried(100_000, 10.0, 0.0)
+    cluster.ends_s = 100.0
+    assert replayed(leaving.end("f")) == set()
+    cluster.ends_s = 8.0
+    assert replayed(leaving.end("f")) == {"large"}, "its node is gone before"
+    told = [reason for name, _, reason in await chosen(events) if name == "large"]
+    assert told[0] == told[2] == Reason.LINK.value
+    moves = {move.generation_id: move for move in leaving.end("f")}
+    assert moves["long"].ends_s > moves["long"].begins_s
+
+
 async def test_what_went_ahead_is_known_of_each_generation() -> None:
     """One that came behind the copies, and one that its heir did not take, travel behind the seal
     over a slow link; the one that went ahead lacks no more than its last blocks."""
@@ -229,9 +265,35 @@ async def test_what_goes_ahead_while_others_leave_is_noted_beside_what_was_pushe
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
     leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
-    pushed = leaving._ahead.setdefault("f", {"late": 3})
+    pushed: dict[str, int] = {}
+
+    def departs() -> None:
+        nonlocal pushed
+        pushed = leaving._ahead.setdefault("f", {"late": 3})
+
+    head.meanwhile = departs
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
     assert pushed == {"late": 3, "long": 6}
+
+
+async def test_what_went_ahead_of_a_hand_over_that_was_withdrawn_counts_no_more() -> None:
+    """Another one may have other heirs, and shelves keep blocks for some seconds alone."""
+    disk: Any = Disk()
+    events, head, cluster = EventLog(disk, lambda: 0.0, 100), Head([LONG]), Cluster()
+    leaving = departures(head, cluster, events, "auto", SLOW, {"long": other("f2")})
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    leaving.forget_stayed()
+    assert leaving._ahead == {"f": {"long": 6}}
+    cluster.stays = True
+    leaving.forget_stayed()
+    assert leaving._ahead == {}
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {}, "it was withdrawn while they went"
+    cluster.stays = False
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    head.blocks_of = {"other": 2}
+    await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
+    assert leaving._ahead == {"f": {"other": 2}}, "of the next one its own alone"
 
 
 def other(formation: str) -> ServingHead:

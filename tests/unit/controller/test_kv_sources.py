@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.common.exchange import KvMember
 from services.common.generation import LayerRange
@@ -34,7 +35,7 @@ def nobody(formation_id: str) -> Sequence[Member]:
 
 def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> None:
     clock = Clock()
-    sources = KvSources("kv", 5.0, clock, nobody)
+    sources = KvSources("kv", 5.0, clock, nobody, fetch_s=60.0)
     assert sources.travels
     sources.drains("f", MEMBERS, ())
     clock.now_s += 60
@@ -54,14 +55,14 @@ def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> 
 
 
 def test_of_a_drain_that_failed_nothing_is_told() -> None:
-    sources = KvSources("kv", 5.0, Clock(), nobody)
+    sources = KvSources("kv", 5.0, Clock(), nobody, fetch_s=60.0)
     sources.drains("f", MEMBERS, ())
     sources.drained("f", sealed=False)
     assert sources.of("f", "a", False) is None
 
 
 def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
-    sources = KvSources("replay", 5.0, Clock(), nobody)
+    sources = KvSources("replay", 5.0, Clock(), nobody, fetch_s=60.0)
     assert not sources.travels
     sources.drains("f", MEMBERS, ())
     sources.drained("f", sealed=True)
@@ -70,7 +71,7 @@ def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
 
 async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
     loop = asyncio.get_running_loop()
-    sources = KvSources("kv", 0.05, loop.time, nobody)
+    sources = KvSources("kv", 0.05, loop.time, nobody, fetch_s=60.0)
     await sources.over("n0")
     sources.drains("f", MEMBERS, ())
     over = asyncio.create_task(sources.over("n0"))
@@ -85,7 +86,7 @@ async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
 def test_what_is_handed_on_has_its_blocks_where_it_began_for_as_long_as_that_lives() -> None:
     """Whatever becomes of generations in other hand-overs."""
     living = {"f": MEMBERS}
-    sources = KvSources("replay", 5.0, Clock(), lambda name: living.get(name, ()))
+    sources = KvSources("replay", 5.0, Clock(), lambda name: living.get(name, ()), fetch_s=60.0)
     source = sources.of("f", "a", True)
     assert source is not None
     assert [member.incarnation for member in source.members] == ["i0", "i1"]
@@ -96,7 +97,7 @@ def test_what_is_handed_on_has_its_blocks_where_it_began_for_as_long_as_that_liv
 
 def test_of_a_formation_that_is_left_one_by_one_those_have_blocks_that_were_pushed() -> None:
     clock = Clock()
-    sources = KvSources("auto", 5.0, clock, nobody)
+    sources = KvSources("auto", 5.0, clock, nobody, fetch_s=60.0)
     sources.departs("f", MEMBERS)
     assert sources.of("f", "runs on", False) is None
     sources.seals("f", {"pushed"}, {"replayed"})
@@ -106,6 +107,28 @@ def test_of_a_formation_that_is_left_one_by_one_those_have_blocks_that_were_push
     told = {name: sources.of("f", name, False) is not None for name in ("runs on", "replayed")}
     assert told == {"runs on": True, "replayed": False}
     assert sources.of("f", "too short", False) is None
+
+
+async def test_what_takes_long_over_the_link_is_kept_and_waited_for_so_long() -> None:
+    """And a node stays for it; no longer than is allowed, and where less is enough as ever."""
+    for took_s, lasts_s in ((2.0, 0.0), (20.0, 30.0), (300.0, 60.0)):
+        clock = Clock()
+        sources = KvSources("auto", 5.0, clock, nobody, fetch_s=60.0)
+        pushed = replace(move("a", Choice.PUSH), ends_s=took_s)
+        sources.drains("f", MEMBERS, [pushed])
+        assert sources.lasts_s("f") == lasts_s
+        told = sources.of("f", "a", False)
+        assert told is not None
+        assert told.fetch_s == lasts_s
+        sources.drained("f", sealed=True)
+        clock.now_s += 4.0
+        told = sources.of("f", "a", False)
+        assert told is not None
+        assert told.fetch_s == max(0.0, lasts_s - 4.0)
+        clock.now_s += max(1.0, lasts_s - 4.0) - 0.1
+        assert sources.of("f", "a", False) is not None
+        clock.now_s += 0.2
+        assert sources.of("f", "a", False) is None
 
 
 async def test_where_all_ids_are_read_again_no_node_stays_for_blocks() -> None:
@@ -118,7 +141,7 @@ async def test_where_all_ids_are_read_again_no_node_stays_for_blocks() -> None:
         ("kv", (), set()),
         ("replay", some, None),
     ):
-        sources = KvSources(handover, 5.0, Clock(), nobody)
+        sources = KvSources(handover, 5.0, Clock(), nobody, fetch_s=60.0)
         assert sources.drains("f", MEMBERS, moves) == said
         assert (sources.of("f", "b", False) is None) is (said is None)
         if said is None:
@@ -127,7 +150,7 @@ async def test_where_all_ids_are_read_again_no_node_stays_for_blocks() -> None:
 
 async def test_a_node_whose_formation_was_lost_while_it_was_left_may_end() -> None:
     clock = Clock()
-    sources = KvSources("auto", 5.0, clock, nobody)
+    sources = KvSources("auto", 5.0, clock, nobody, fetch_s=60.0)
     sources.departs("f", MEMBERS)
     sources.seals("f", {"a"}, ())
     sources.dissolved("f")

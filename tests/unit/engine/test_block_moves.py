@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,8 @@ from services.common.generation import (
     ModelRef,
     Sampling,
 )
+from services.common.prefix import next_hash
+from services.engine import block_moves
 from services.engine.backend import Sampled
 from services.engine.block_moves import (
     AHEAD_BYTES,
@@ -27,8 +29,10 @@ from services.engine.block_moves import (
     Copied,
     Stored,
 )
+from services.engine.core import incoming
+from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Lead
-from services.engine.core.copying import Heir
+from services.engine.core.copying import LAST_BLOCKS, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.pace import Pace
@@ -59,6 +63,8 @@ class Rig:
     """What a call takes."""
     limits_s: list[float] = field(default_factory=list)
     """Of the calls to heirs, in turn."""
+    laid: list[list[int | None]] = field(default_factory=list)
+    """Where these are to lay what they keep."""
     answers: bool = True
     """Stages do."""
     room: int = 64
@@ -68,6 +74,7 @@ class Rig:
     kept: list[int] = field(default_factory=list)
     """How many blocks stages were asked to keep, in turn."""
     chains: list[list[bytes]] = field(default_factory=list)
+    """That were to lie in caches."""
     meanwhile: Callable[[], object] = lambda: None
     """What happens while stages keep blocks."""
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,16 +124,25 @@ class Rig:
         """Blocks that these have had go ahead."""
         return [copied.blocks for copied in await self.copied(calls)]
 
-    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
+    async def keep(
+        self, formation: Any, number: int, blocks: Any, *, last: bool, keep_s: float = 0.0
+    ) -> int | None:
         self.kept.append(len(blocks))
         self.meanwhile()
         self.now_s += self.call_s
         return min(self.room, len(blocks)) if self.answers else None
 
     async def store(
-        self, formation: Any, source: Any, heir: Any, names: Sequence[bytes], limit_s: float
+        self,
+        formation: Any,
+        source: Any,
+        heir: Any,
+        names: Sequence[bytes],
+        limit_s: float,
+        places: Mapping[bytes, int],
     ) -> Stored:
         self.limits_s.append(limit_s)
+        self.laid.append([places.get(name) for name in names])
         self.now_s += self.call_s
         whole = not self.full and self.room >= len(names)
         return Stored(len(names) if whole else 0, whole, self.full)
@@ -311,6 +327,78 @@ async def test_what_is_sealed_while_others_are_kept_is_sent_when_it_is_kept(rig:
         sent.append(len(rig.chains))
     assert rig.batching.generations.sealed_count == 2
     assert sent == [1, 1, 0]
+
+
+async def test_what_was_asked_to_be_kept_is_asked_for_again_at_the_end_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is made once: those of a sequence that ran are known."""
+    rig.generate(2, "h", first=100)
+    rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2, {"h"}), 0.2)
+    rig.back()
+    made = list[object]()
+
+    def counted(parent: bytes, ids: Sequence[int]) -> bytes:
+        made.append(ids)
+        return next_hash(parent, ids)
+
+    monkeypatch.setattr(incoming, "next_hash", counted)
+    for _ in range(2):
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=False), 60)
+    assert rig.kept == [4]
+    rig.batching.act(rig.batching.generations.drain("f", 0.3), 0.3)
+    for last in (False, True):
+        await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=last), 60)
+    assert rig.kept == [4, 4, 8]
+    assert made == []
+
+
+async def test_chains_go_into_caches_as_many_at_a_time_as_a_call_may_name(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_moves, "MAX_NAMES", 3)
+    assert [await rig.copy() for _ in range(2)] == [[2], [4]]
+    assert [len(chain) for chain in rig.chains] == [2, 3], "of one that is longer its beginning"
+    keys = [SequenceKey(str(number), 1, 0) for number in range(4)]
+    chains = dict(zip(keys, (b"ab", b"c", b"d", b"efgh"), strict=True))
+    named = {key: [bytes([one]) for one in names] for key, names in chains.items()}
+    pages = [[b"".join(names) for names in page.values()] for page in block_moves._pages(named)]
+    assert pages == [[b"ab", b"c"], [b"d"], [b"efg"]]
+
+
+async def test_who_is_no_formation_yet_is_told_where_blocks_lie(rig: Rig) -> None:
+    """It may have a cache of its own, and their generations will go on in the same seats."""
+    assert await rig.copy() == [2]
+    names = rig.scheduler.full_blocks(SequenceKey("g", 1, 0), 0)
+    assert names is not None
+    assert rig.laid == [[None, None]]
+    heirs = (Heir(HEIRS[0].members, frozenset("g")),)
+    rig.laid = []
+    for _ in range(2):
+        await rig.moves.copy("f", heirs, SOURCE, 10.0, max_rounds=1)
+    assert rig.laid == [[block for _, block in names[:2]], [block for _, block in names[2:]]]
+    for _ in range(10):
+        rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2), 0.2)
+    rig.back()
+    rig.laid = []
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=True), 60)
+    await asyncio.gather(*rig.moves._moving)
+    (last,) = rig.laid
+    assert len(last) == LAST_BLOCKS
+    assert None not in last
+
+
+async def test_what_fails_on_its_way_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise ValueError("no way")
+
+    rig.moves.begin(fails())
+    await asyncio.wait(rig.moves._moving)
+    await asyncio.sleep(0)
+    assert "no way" in caplog.text
+    assert not rig.moves._moving
 
 
 async def test_what_is_sealed_long_behind_what_went_ahead_is_fetched(rig: Rig) -> None:

@@ -26,6 +26,7 @@ def test_a_head_has_room_for_a_step_more_than_there_are_stages() -> None:
         FormationPlace("f", "p", ModelRef("m", "d"), members, 0, 8),
         cast("Any", None),
         cast("Any", None),
+        cache=cast("Any", None),
         throttle=Throttle(1.0),
         on_step=nobody,
         connect=nobody,

@@ -91,7 +91,9 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(self, formation: Any, number: int, blocks: Any, *, last: bool) -> int | None:
+    async def keep(
+        self, formation: Any, number: int, blocks: Any, *, last: bool, keep_s: float = 0.0
+    ) -> int | None:
         raise AssertionError("nothing was to be kept")
 
     async def store(self, *asked: Any) -> Stored:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
@@ -39,6 +39,24 @@ class Alone:
 
     async def give_up(self, number: int) -> None:
         self.given_up.append(number)
+
+
+async def test_blocks_are_waited_for_as_long_as_their_grant_says() -> None:
+    """Else for as long as the process has it."""
+
+    class Slow(Failing):
+        waited_s: ClassVar[list[float]] = []
+
+        async def fetch(self, *asked: Any) -> Any:
+            self.waited_s.append(asked[-1])
+            return SimpleNamespace(blocks=1)
+
+    slow: Any = Slow()
+    formation: Any = Alone()
+    calls = KvCalls(slow, nobody, 5.0)
+    for source in (KvSource("g", ()), KvSource("g", (), 40.0)):
+        assert await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),))) == 1
+    assert Slow.waited_s == [5.0, 40.0]
 
 
 async def test_a_heads_own_stage_that_fails_at_blocks_does_not_answer() -> None:

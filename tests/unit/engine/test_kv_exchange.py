@@ -6,8 +6,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from services.common.errors import FailedPrecondition, InvalidArgument, Unavaila
 from services.common.exchange import KvMember, KvSource
 from services.common.generation import LayerRange, Sampling
 from services.engine.backend import BLOCK_SIZE, Batch, Hidden, SequenceOpen, SequenceStep
+from services.engine.core.contents import Contents
+from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
 from services.engine.kv_exchange import KvExchange, KvLimits, Wanted
 from tests.contract.engine.tiny import LAYERS, TinyBackend, expected_ids
@@ -34,6 +36,7 @@ class Place:
 
     backend: TinyBackend
     id: str = "f"
+    contents: Contents = field(default_factory=Contents)
 
     @property
     def layers(self) -> range:
@@ -42,6 +45,9 @@ class Place:
     @property
     def kv_layout(self) -> KvLayout:
         return self.backend.kv_layout
+
+    def keeps(self, number: int, blocks: Iterable[NamedBlock]) -> None:
+        self.contents.note(blocks)
 
     async def export_blocks(self, number: int, blocks: Sequence[int]) -> list[bytes]:
         return self.backend.export_blocks(blocks)
@@ -248,6 +254,43 @@ async def test_what_is_not_there_yet_is_waited_for_and_no_longer_than_is_said() 
     assert await reading == NAMES[0]
     wanted = replace(wanted, names=[b"never"], wait_s=0.0)
     assert await read() == []
+
+
+async def test_what_lies_in_its_place_is_neither_fetched_nor_filled() -> None:
+    """As where a stage has had the formation before: what it holds counts as filled."""
+    place, blocks = stage(), list(zip(NAMES[0], TABLE, strict=False))
+    compute(place, TEXTS[0])
+    before = place.backend.export_blocks(TABLE)
+    exchange = KvExchange("old", LIMITS, nobody, time.monotonic)
+    place.contents.note(blocks)
+    came = await exchange.fetch(place, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+    assert (came.blocks, came.fetched_bytes) == (BLOCKS, 0)
+    assert place.backend.export_blocks(TABLE) == before
+    place.contents.written([TABLE[1], TABLE[2]])
+    place.backend.import_blocks(TABLE[1:3], [bytes(len(before[1]))] * 2)
+    other = await kept()
+    exchange = KvExchange("new", LIMITS, lambda *asked: other_read(other, *asked), time.monotonic)
+    came = await exchange.fetch(place, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+    assert came.blocks == BLOCKS
+    assert came.fetched_bytes == 2 * len(before[1]), "of those that lie there no more"
+    assert place.backend.export_blocks(TABLE[:BLOCKS]) == before[:BLOCKS]
+    place.contents.written(TABLE[1:2])
+    exchange = KvExchange("alone", LIMITS, lambda *_: silence(), time.monotonic)
+    came = await exchange.fetch(place, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+    assert came.blocks == 1, "up to the first one that does not come"
+
+
+def other_read(
+    exchange: KvExchange, member: KvMember, wanted: Wanted, limit_s: float
+) -> AsyncGenerator[KvPiece, None]:
+    """As another process does."""
+    return exchange.offered(wanted, lambda _: None)
+
+
+async def silence() -> AsyncGenerator[KvPiece, None]:
+    """Of one that has nothing."""
+    for piece in ():
+        yield piece
 
 
 async def test_what_has_no_room_is_not_kept_and_comes_last() -> None:

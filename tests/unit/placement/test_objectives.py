@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from bench.placement_clusters import cluster
-from services.common.errors import FailedPrecondition
+from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.estimate.catalogue import load_catalogue
 from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.estimator import estimate_plan
@@ -65,15 +66,17 @@ def test_a_rate_is_carried_at_the_least_cost(make_costs, paper_cluster):
     assert total.cost_per_hour < most.cost_per_hour
 
 
-def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_costs):
+@pytest.mark.parametrize(
+    "kind", [ObjectiveKind.THROUGHPUT_PER_COST, ObjectiveKind.GOODPUT_PER_COST]
+)
+def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_costs, kind):
     """Where all of them are busy, requests wait: a plan has as much room as that takes."""
     nodes = nodes_in({"pool": 0.0}, 8)
     costs = make_costs("llama-3.1-8b", "measured")
     _, one = planned(Problem(costs, nodes[:1]))
     costs = costs.at_rate(1.9 * one.throughput_rps)
-    objective = Objective(ObjectiveKind.THROUGHPUT_PER_COST)
-    _, busy = planned(Problem(costs, nodes, objective))
-    timed = Problem(costs, nodes, replace(objective, tpot_target_s=0.6 * busy.load.tpot_s))
+    _, busy = planned(Problem(costs, nodes, Objective(ObjectiveKind.THROUGHPUT_PER_COST)))
+    timed = Problem(costs, nodes, Objective(kind, tpot_target_s=0.6 * busy.load.tpot_s))
     found, roomy = planned(timed)
     assert violation(timed, found) == ("", None)
     assert busy.cost_per_hour < roomy.cost_per_hour < 3 * busy.cost_per_hour
@@ -107,13 +110,60 @@ def test_limits_are_kept_whatever_the_objective(make_costs, paper_cluster, kind)
     assert total.cost_per_hour <= 8.0
 
 
-def test_a_latency_target_is_kept_or_refused(make_costs, paper_cluster):
+def test_a_latency_target_is_kept_or_the_plan_says_how_late_it_is(make_costs, paper_cluster):
     costs = make_costs(workload=Workload(763, 232, 1.0))
     easy = Problem(costs, paper_cluster, Objective(tpot_target_s=1.0, ttft_target_s=30.0))
     _, total = planned(easy)
     assert total.load.tpot_s <= 1.0
-    with pytest.raises(FailedPrecondition, match="TPOT"):
-        planned(Problem(costs, paper_cluster, Objective(tpot_target_s=0.001)))
+    found = shuntserve.plan(
+        Problem(costs, paper_cluster, Objective(tpot_target_s=0.001), runners_up=2), Unlimited()
+    )
+    plain = shuntserve.plan(Problem(costs, paper_cluster, runners_up=2), Unlimited())
+    assert re.fullmatch(r"TPOT 0\.\d{3} s against 0\.001 s", found.late)
+    assert replace(found, late="") == plain, "the same as without targets, and nothing less"
+    assert plain.runners_up
+
+
+class Looks:
+    """A budget that is over after so many looks at it."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def expired(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def remaining_s(self) -> float:
+        return 60.0
+
+
+@pytest.mark.parametrize("kind", ObjectiveKind)
+def test_targets_that_cannot_be_kept_take_no_time_from_the_plan_without_them(make_costs, kind):
+    """As much time as the search without targets takes is enough for the same plan."""
+    nodes = cluster({"g5.12xlarge": 2, "g6.12xlarge": 2, "g6e.xlarge": 4})
+    costs = make_costs("qwen3-32b", "measured", Workload(763, 232, 10.0))
+    plain = Looks(1_000_000)
+    wanted = shuntserve.plan(Problem(costs, nodes, Objective(kind)), plain)
+    timed = Problem(costs, nodes, Objective(kind, tpot_target_s=0.001))
+    budget = Looks(1_000_000 - plain.left)
+    found = shuntserve.plan(timed, budget)
+    assert found.pipelines == wanted.pipelines
+    assert found.late
+    assert budget.left < 0, "what else there was time for was looked at"
+    assert not found.complete
+
+
+def test_where_time_is_out_before_there_is_a_plan_the_plain_one_is_made_and_says_it_is_late(
+    make_costs, paper_cluster
+):
+    problem = Problem(make_costs(), paper_cluster, Objective(tpot_target_s=0.001))
+    found = shuntserve.plan(problem, Looks(0))
+    assert found.pipelines
+    assert found.late.startswith("TPOT")
+    dear = replace(problem, objective=Objective(tpot_target_s=0.001, budget_per_hour=5.0))
+    with pytest.raises(DeadlineExceeded):  # the plain planner would not keep the budget
+        shuntserve.plan(dear, Looks(0))
 
 
 def test_a_plan_spreads_over_pools_when_that_pays(make_costs):
@@ -172,9 +222,12 @@ def test_a_uniform_degree_that_misses_a_target_leaves_the_others(make_costs):
     problem = Problem(costs, cluster({"g6.12xlarge": 4}), objective)
     solution = shuntserve.plan(problem, Unlimited())
     assert {stage.tp for p in solution.pipelines for stage in p.stages} == {4}
+    assert not solution.late
     nothing = replace(problem, objective=replace(objective, tpot_target_s=0.01))
-    with pytest.raises(FailedPrecondition, match="TPOT"):
-        shuntserve.plan(nothing, Unlimited())
+    late = shuntserve.plan(nothing, Unlimited())
+    assert late.late.startswith("TPOT")
+    plain = replace(problem, objective=Objective(uniform_tp=True))
+    assert late.pipelines == shuntserve.plan(plain, Unlimited()).pipelines
 
 
 @pytest.mark.parametrize("name", NAMES)

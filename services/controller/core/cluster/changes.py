@@ -26,7 +26,8 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
     """The plan takes the place of the one before, however far that one was carried out."""
     plan, kept = _named(state, plan)
     state.adopt(plan)
-    actions: list[Action] = [LogEvent("plan_ready", "", "", {"plan": str(plan.number)})]
+    told = {"plan": str(plan.number)} | ({"late": plan.why.late} if plan.why.late else {})
+    actions: list[Action] = [LogEvent("plan_ready", "", "", told)]
     for pipeline in list(state.pipelines.values()):
         if pipeline.pipeline_id not in kept:
             actions += _retire(state, settings, pipeline, now_s)

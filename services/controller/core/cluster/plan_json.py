@@ -64,7 +64,7 @@ _WHOLE = "whole"
 """What plans of before there were phases call a pipeline that does both."""
 _STAGE = {"layers", "tp_degree", "node", "offer", "shape"}
 _SHAPE = {"memory_bytes", "relative_speed", "device_type", "device_count", "backend"}
-_WHY = {"reasons", "alternatives", "causes", "gain", "horizon_s", "adopted_unix_s"}
+_WHY = {"reasons", "alternatives", "causes", "gain", "horizon_s", "adopted_unix_s", "late"}
 _ALTERNATIVE = {"plan", "lacks"}
 
 
@@ -114,6 +114,7 @@ def _why_to(why: Why) -> dict[str, Any]:
         "gain": why.gain,
         "horizon_s": why.horizon_s,
         "adopted_unix_s": why.adopted_unix_s,
+        **({"late": why.late} if why.late else {}),
     }
 
 
@@ -128,6 +129,7 @@ def _why(item: _Item) -> Why:
         item.number_or_none("gain"),
         item.number_or_none("horizon_s"),
         item.number_or_none("adopted_unix_s"),
+        item.text("late", ""),
     )
 
 

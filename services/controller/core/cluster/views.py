@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from services.common.exchange import DeployedModel
 from services.common.generation import LayerRange, ModelRef
@@ -233,6 +234,18 @@ class View:
         formation = pipeline.formation
         block_bytes = formation.kv_block_bytes if formation is not None else 0
         return RunsAt(pipeline.pipeline_id, pipeline.model, block_bytes)
+
+    def ends_at_s(self, formation_id: str) -> float:
+        """When the first of a formation's nodes will be taken away; infinite where none will."""
+        nodes = map(self._state.nodes.get, (m.node_id for m in self.members(formation_id)))
+        ends_s = (node.deadline_s for node in nodes if node is not None)
+        return min((one for one in ends_s if one is not None), default=inf)
+
+    def goes(self, formation_id: str) -> bool:
+        """What a formation runs will leave it, as far as is known by now: it is handed over, or it
+        departs."""
+        pipeline = self._state.pipeline(formation_id)
+        return pipeline is not None and (pipeline.handover is not None or pipeline.departing)
 
     def members(self, formation_id: str) -> tuple[Member, ...]:
         """Of a formation that lives; none of one that is not known."""

@@ -40,11 +40,14 @@ class Why:
     horizon_s: float | None = None
     """How long it was expected to last."""
     adopted_unix_s: float | None = None
+    late: str = ""
+    """Which latency target it was made to miss by how much; empty where it keeps all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reasons", _few(tuple(map(_cut, self.reasons))))
         object.__setattr__(self, "alternatives", _few(self.alternatives))
         object.__setattr__(self, "causes", _few(tuple(map(_cut, self.causes))))
+        object.__setattr__(self, "late", _cut(self.late))
         if self.gain is not None and not math.isfinite(self.gain):
             object.__setattr__(self, "gain", None)
 

@@ -78,6 +78,8 @@ class Rates:
     """From the order to stop until the formation is needed no more for it."""
     room_positions: float = inf
     """Of KV cache, at the next heads."""
+    fetch_s: float = inf
+    """Blocks that travel behind a seal are there within this, or are computed."""
 
     def replay_of_s(self, positions: float) -> float:
         """To compute so many positions anew."""

@@ -80,20 +80,31 @@ def schedule(
     return (*sorted((*pushes, *replays), key=lambda move: move.begins_s), *finish)
 
 
-def at_once(streams: Iterable[Stream], now_s: float, *, travels: bool) -> tuple[Move, ...]:
+def at_once(
+    streams: Iterable[Stream],
+    now_s: float,
+    *,
+    travels: bool,
+    link_bytes_per_s: float = 0.0,
+    left: Mapping[str, int] = _ALL,
+) -> tuple[Move, ...]:
     """All of them leave now, with their blocks where these travel: what follows their formation
-    waits for its nodes, or its time is over."""
-    return tuple(
-        _push_now(one, one.bytes, Reason.AT_ONCE, now_s)
-        if travels and one.bytes is not None
-        else _replay_now(one, Reason.AT_ONCE, now_s)
-        for one in streams
-    )
+    waits for its nodes, or its time is over. Where the link is named, all blocks travel behind the
+    seal, but for those named in `left` of which so many bytes do."""
+    moves, ends_s = list[Move](), now_s
+    for one in streams:
+        if travels and one.bytes is not None:
+            if link_bytes_per_s:
+                ends_s += left.get(one.generation_id, one.bytes) / link_bytes_per_s
+            moves.append(_push_now(one, one.bytes, Reason.AT_ONCE, now_s, ends_s))
+        else:
+            moves.append(_replay_now(one, Reason.AT_ONCE, now_s))
+    return tuple(moves)
 
 
-def _push_now(one: Stream, size_bytes: int, reason: Reason, now_s: float) -> Move:
+def _push_now(one: Stream, size_bytes: int, reason: Reason, now_s: float, ends_s: float) -> Move:
     tail = min(one.positions, TAIL_POSITIONS)
-    return Move(one.generation_id, Choice.PUSH, reason, now_s, now_s, size_bytes, tail)
+    return Move(one.generation_id, Choice.PUSH, reason, now_s, ends_s, size_bytes, tail)
 
 
 def _replay_now(one: Stream, reason: Reason, now_s: float) -> Move:
@@ -107,7 +118,8 @@ def cheapest(
     behind the seal, but for those named in `left` of which so many bytes do, and no more than a
     last round where the link is not named; or by its ids. The next heads compute one after another,
     the shortest first, so who is replayed waits for those that are shorter, too; and so does who is
-    pushed for their blocks."""
+    pushed for their blocks. Whose blocks would not be there in time for a fetch is replayed: the
+    link is for those whose are."""
     moves, waits_s, link_s = list[Move](), 0.0, 0.0
     for one in sorted(streams, key=lambda stream: (stream.positions, stream.generation_id)):
         push_s = replace(rates, push_s=rates.push_s or PUSH_S).push_gap_s(one.positions)
@@ -116,13 +128,15 @@ def cheapest(
             travel_s = left.get(one.generation_id, one.bytes or 0) / rates.link_bytes_per_s
         push_s += link_s + travel_s if travel_s else 0.0
         shorter = waits_s + rates.replay_of_s(one.positions) <= push_s
-        if one.bytes is not None and not shorter:
-            link_s += travel_s
-            moves.append(_push_now(one, one.bytes, Reason.CHEAPER, now_s))
-        else:
+        late = bool(travel_s) and link_s + travel_s > rates.fetch_s
+        if one.bytes is None or shorter or late:
             waits_s += one.positions / rates.replay_positions_per_s
-            reason = Reason.SHORT if shorter else Reason.NOTHING_TRAVELS
+            reason = Reason.LINK if late else Reason.SHORT
+            reason = Reason.NOTHING_TRAVELS if one.bytes is None else reason
             moves.append(_replay_now(one, reason, now_s))
+        else:
+            link_s += travel_s
+            moves.append(_push_now(one, one.bytes, Reason.CHEAPER, now_s, now_s + link_s))
     return tuple(moves)
 
 

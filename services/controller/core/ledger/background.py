@@ -51,4 +51,4 @@ class Background:
     def _is_alone(self, entry: JournalEntry, serving: Container[str], now_s: float) -> bool:
         """No reader, or none that went on when its head was gone."""
         left = entry.sealed or entry.formation_id not in serving
-        return entry.unread or (left and now_s - entry.touched_s >= self._claim_s)
+        return entry.unread or (left and now_s - entry.heard_s >= self._claim_s)

@@ -62,6 +62,13 @@ class JournalEntry:
         self.began_at = ""
         """The pipeline that handed it on to the one that has it; empty where none did."""
         self.touched_s = now_s
+        """When somebody last had to do with it."""
+        self.heard_s = now_s
+        """When its head or a reader last had: who merely looks at it takes it nowhere."""
+
+    def hear(self, now_s: float) -> None:
+        """Its head or a reader has to do with it."""
+        self.touched_s = self.heard_s = now_s
 
     def give_to(
         self, record: HeadBound | Granted, epoch: int, *, from_the_start: bool = False

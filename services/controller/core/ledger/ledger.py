@@ -119,7 +119,7 @@ class Ledger:
             self._background.remove(name)
         if entry is None:
             return
-        entry.touched_s = now_s
+        entry.hear(now_s)
         self._running.place(name, entry, False)
         if isinstance(record, HeadBound):
             entry.give_to(record, 1)
@@ -182,7 +182,7 @@ class Ledger:
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
             return refused(checkpoint, refusal, entry.lengths)
-        entry.touched_s = now_s
+        entry.hear(now_s)
         entry.begun, entry.moved_by = True, checkpoint.moved_by
         self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
@@ -250,7 +250,7 @@ class Ledger:
         elif not entry.is_for(question.request):
             raise AlreadyExists("another request has this id", field="generation_id")
         entry.compare(question.held)
-        entry.touched_s = now_s
+        entry.hear(now_s)
         self._set_unread(entry, False, now_s)
         entry.handed_on = question.handed_on
         if entry.finished:
@@ -403,7 +403,7 @@ class Ledger:
         leave = self._retention.leaving(now_s, at_most)
         for entry in self._retention.still_open().values():
             unbegun = not (entry.begun or entry.unread)
-            if unbegun and now_s - entry.touched_s >= self.settings.unbegun_s:
+            if unbegun and now_s - entry.heard_s >= self.settings.unbegun_s:
                 self._set_unread(entry, True, now_s)
         self._abandoned.forget(now_s)
         self._migration.forget(now_s)

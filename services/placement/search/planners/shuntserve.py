@@ -17,7 +17,7 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.roofline import Array
 from services.placement.search import registry
 from services.placement.search.beam import Pool, class_values, joined, search
-from services.placement.search.budget import SearchBudget
+from services.placement.search.budget import Part, SearchBudget
 from services.placement.search.choice import Choose, chooser
 from services.placement.search.columns import Candidate, Members
 from services.placement.search.field import SearchField, field
@@ -61,25 +61,33 @@ class State:
     value: Array
     solved: np.ndarray  # bool [candidates]
 
+    def copy(self) -> State:
+        return State(self.members, self.value.copy(), self.solved.copy())
+
 
 def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -> Solution:
-    """The best plan found within the budget; when that is over, or engines are known, the plain
-    planner's if it is better, or if there is none, but only where nothing but throughput is asked
-    for. Effort goes by the number of nodes where nothing is said."""
+    """The best plan found within the budget that keeps the latency targets; where none is found,
+    the best without regard to them, which says how late it is. When time is over, or engines are
+    known, the plain planner's if it is better, or if there is none, but only where neither cost nor
+    other limits count. Effort goes by the number of nodes where nothing is said."""
     effort = effort or (SMALL if len(problem.nodes) <= SMALL_NODES else LARGE)
     degrees = [0]
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
     found: list[Solution] = []
-    missed: FailedPrecondition | None = None
-    for tp in degrees:
-        try:
-            found += _plan_at(problem, tp, budget, effort)
-        except FailedPrecondition as error:  # another degree may meet the targets
-            missed = error
-        except DeadlineExceeded:
-            break
+    for turn, tp in enumerate(degrees):
+        with suppress(DeadlineExceeded):
+            found += _plan_at(problem, tp, Part(budget, 1 / (len(degrees) - turn)), effort)
+    if timely := [solution for solution in found if not solution.late]:
+        return _better_of(problem, timely, budget)
+    best = _better_of(replace(problem, objective=problem.objective.untimed), found, budget)
+    return replace(best, late=violation(problem, best.pipelines)[0])
+
+
+def _better_of(problem: Problem, found: list[Solution], budget: SearchBudget) -> Solution:
+    """The best of these and of what other planners find, where they heed all that is asked for."""
+    found = list(found)
     if found and problem.objective == Objective(allow_phase_split=True):
         with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
@@ -89,8 +97,6 @@ def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -
         with suppress(FailedPrecondition, DeadlineExceeded):
             other = proportional.plan(problem, budget)
             found.append(replace(other, complete=other.complete and not budget.expired()))
-    if not found and missed:
-        raise missed
     if not found:
         raise nothing_found(problem, budget)
     if len(found) == 1:
@@ -99,8 +105,8 @@ def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -
 
 
 def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) -> list[Solution]:
-    """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
-    the targets."""
+    """The best plan at one degree (0: at any), if there is one; the first that was found, which is
+    the best without latency targets, where none keeps them."""
     try:
         ground = field(problem, tp, budget=budget, by_price=_minds_price(problem.objective))
     except FailedPrecondition:
@@ -110,27 +116,42 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) ->
         return []
     state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
     choose = chooser(ground, pool.members, budget)
-    reason = ""
+    first: tuple[State, list[tuple[int, Candidate]], str] | None = None
     for _ in range(DROPS):
         _settle(ground, state, choose, budget)
         chosen = _best_solved(ground, state, choose)
         if not chosen:
             break
-        reason, culprit = violation(problem, _built(ground, chosen))
-        if culprit is not None:
-            chosen = _with_room(ground, state, budget) or chosen
-        if culprit is None or not violation(problem, _built(ground, chosen))[0]:
-            pipelines = _built(ground, chosen)
-            reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
-            used = sorted({index for index, _ in chosen})
-            others = _runners_up(ground, state, choose, used, budget)
-            complete = not budget.expired()
-            return [Solution(pipelines, complete, reasons=reasons, runners_up=others)]
+        told, culprit = violation(problem, _built(ground, chosen))
+        if culprit is None:
+            return [_solution(ground, state, choose, chosen, budget)]
+        first = first or (state.copy(), chosen, told)
+        if roomy := _with_room(ground, state, budget):
+            return [_solution(ground, state, choose, roomy, budget)]
+        if budget.expired():
+            break
         state.value[chosen[culprit][0]] = 0.0
         state.solved[chosen[culprit][0]] = True
-    if reason:
-        raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
-    return []
+    if first is None:
+        return []
+    state, chosen, told = first
+    return [_solution(ground, state, choose, chosen, budget, told)]
+
+
+def _solution(
+    ground: SearchField,
+    state: State,
+    choose: Choose,
+    chosen: Sequence[tuple[int, Candidate]],
+    budget: SearchBudget,
+    late: str = "",
+) -> Solution:
+    """What is chosen, and what would be without one of it."""
+    used = sorted({index for index, _ in chosen})
+    others = _runners_up(ground, state, choose, used, budget, timely=not late)
+    reasons = (f"{len(state.members)} candidates, {int(state.solved.sum())} solved",)
+    complete = not budget.expired()
+    return Solution(_built(ground, chosen), complete, reasons=reasons, runners_up=others, late=late)
 
 
 def _with_room(
@@ -140,7 +161,7 @@ def _with_room(
     room helps, or what arrives need not be carried at the least cost."""
     problem = ground.problem
     kind, arriving = problem.objective.kind, problem.costs.workload.arrival_rate_rps
-    if kind is not ObjectiveKind.THROUGHPUT_PER_COST or not arriving:
+    if kind is ObjectiveKind.THROUGHPUT or not arriving:
         return []
     before: list[tuple[int, Candidate]] = []
     for room in ROOMS:
@@ -213,20 +234,28 @@ def _settle(ground: SearchField, state: State, choose: Choose, budget: SearchBud
 
 
 def _runners_up(
-    ground: SearchField, state: State, choose: Choose, used: Sequence[int], budget: SearchBudget
+    ground: SearchField,
+    state: State,
+    choose: Choose,
+    used: Sequence[int],
+    budget: SearchBudget,
+    *,
+    timely: bool,
 ) -> tuple[tuple[PlacedPipeline, ...], ...]:
-    """The best packings without one of the candidates that the plan uses."""
+    """The best packings without one of the candidates that the plan uses; of those that keep the
+    latency targets where it does."""
     problem = ground.problem
     found = []
     for index in used if problem.runners_up else ():
         if budget.expired():
             break
-        other = State(state.members, state.value.copy(), state.solved.copy())
+        other = state.copy()
         other.value[index] = 0.0
         _settle(ground, other, choose, budget)
         chosen = _best_solved(ground, other, choose)
         pipelines = ground.build([candidate for _, candidate in chosen])
-        if pipelines and pipelines not in found and not violation(problem, pipelines)[0]:
+        late = timely and violation(problem, pipelines)[0]
+        if pipelines and pipelines not in found and not late:
             found.append(pipelines)
     found.sort(key=lambda pipelines: -score(problem, pipelines))
     return tuple(found[: problem.runners_up])

@@ -32,6 +32,21 @@ def test_no_block_is_handed_out_twice_and_all_come_back(count: int, moves: list[
     assert sorted(allocator.allocate(count)) == list(range(count))
 
 
+def test_who_wants_what_may_lie_in_a_place_takes_that_block_while_it_is_empty() -> None:
+    """Others take it last, and what is no block of these counts for nothing."""
+    allocator = BlockAllocator(6, places={b"a": 0, b"b": 1, b"c": 9})
+    assert allocator.allocate(3) == [2, 3, 4]
+    assert allocator.allocate(2, [b"c", b"b"]) == [5, 1]
+    allocator = BlockAllocator(6, places={b"a": 0, b"b": 1})
+    first = allocator.allocate(5)
+    assert set(first) == {0, 2, 3, 4, 5}
+    assert allocator.allocate(1, [b"a", b"b"]) == [1], "whose place is taken has another"
+    allocator.release(first)
+    assert 0 not in allocator.allocate(1, [b"a"]), "it was asked for, and may hold anything"
+    with pytest.raises(OutOfBlocks):
+        allocator.allocate(6, [b"a"])
+
+
 def chain(text: str) -> list[bytes]:
     """The names of a text's blocks, a letter each."""
     return [text[:end].encode() for end in range(1, len(text) + 1)]

@@ -126,7 +126,7 @@ def test_what_stages_are_asked_to_do_to_blocks_has_a_number_each() -> None:
     batching = leading()
     fetch = only_fetch(batching.generate(1, moved(), 0.0))
     batching.act(batching.generations.drain("f", 0.1), 0.1)
-    with batching.kept(()) as leaving:
+    with batching.kept(batching.sealed(())) as leaving:
         assert leaving.number > fetch.number
 
 
@@ -292,13 +292,13 @@ def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
             batching.act(batching.generations.drain("f", 0.5), 0.5)
     assert not batching.generations.sealing("f")
     scheduler = scheduler_of(batching)
-    with batching.kept({"left out"}) as leaving:
+    with batching.kept(batching.sealed({"left out"})) as leaving:
         names = chain_of(GenerationRequest("s", MODEL, tuple(range(200, 240)), Sampling(1)), 16)
         assert [name for name, _ in leaving.blocks[:2]] == list(names)
         assert len(leaving.blocks) == 4
         assert scheduler.used_blocks == 4
     assert scheduler.used_blocks == 0
-    with batching.kept(()) as leaving:
+    with batching.kept(batching.sealed(())) as leaving:
         assert len(leaving.blocks) == 6
         leaving.busy = True
     assert scheduler.used_blocks == 6  # no stage answered

@@ -14,7 +14,7 @@ from services.placement.replan.change import Change
 from services.placement.replan.moves import Handover, ResidentStage, kept_bytes, stage_bytes
 from services.placement.replan.next_plan import replan
 from services.placement.replan.options import ALL, STAY
-from services.placement.search.budget import Unlimited
+from services.placement.search.budget import SearchBudget, Unlimited
 from services.placement.search.planners import shuntserve, spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem, Solution
 from tests.unit.placement.replan.test_redivision import node, on
@@ -309,13 +309,38 @@ def test_of_plans_that_are_late_whatever_is_done_the_cheapest_that_carries_all_i
     problem = asked_for(make_costs, rate, 4, tpot_target_s=1e-6)
     found = replan(problem, Change((), {}), shuntserve.plan, Unlimited())
     assert nodes_of(found) == 2
+    assert found.late.startswith("TPOT")
     kept = Change(found.pipelines, {}, horizon_s=1e4, improve=True)
-    assert not replan(problem, kept, shuntserve.plan, Unlimited()).change
+    stays = replan(problem, kept, shuntserve.plan, Unlimited())
+    assert not stays.change
+    assert f"it is late: {found.late}" in stays.reasons
+    first = shuntserve.plan(problem, Unlimited())
+    assert (first.pipelines, first.late) == (found.pipelines, found.late), "one rule for both"
     dear = [node(f"dear-{number}", 2.0) for number in range(2)]
     moved = Change(tuple(map(on, dear)), {}, horizon_s=1e5, improve=True)
     both = replace(problem, nodes=(*problem.nodes, *dear))
     cheaper = replan(both, moved, shuntserve.plan, Unlimited())
     assert {name[:2] for p in cheaper.pipelines for name in p.node_ids} == {"n-"}
+
+
+@pytest.mark.parametrize(("improve", "seconds"), [(False, [60.0]), (True, [30.0, 60.0])])
+def test_the_plan_of_free_nodes_leaves_half_of_the_time_to_that_of_all(  # type: ignore[no-untyped-def]
+    make_costs, improve, seconds
+):
+    class Minute(Unlimited):
+        def remaining_s(self) -> float:
+            return 60.0
+
+    given = list[float]()
+
+    def search(problem: Problem, budget: SearchBudget) -> Solution:
+        given.append(budget.remaining_s())
+        return Solution((on(problem.nodes[0]),))
+
+    problem = asked_for(make_costs, 100 * one_rps(make_costs), 3)
+    change = Change((on(problem.nodes[0]),), {}, improve=improve)
+    replan(problem, change, search, Minute())
+    assert given == seconds
 
 
 def test_where_not_all_is_carried_no_more_is_given_up_than_a_change_must_gain(make_costs):

@@ -18,6 +18,7 @@ from services.placement.estimate.cluster import (
     Workload,
     described,
 )
+from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.replan.change import Change
 from services.placement.replan.redivision import Redivision, redivide
 from services.placement.replan.worth import cost_per_hour
@@ -153,6 +154,25 @@ def test_a_division_that_gains_less_than_its_move_moves_nothing(share) -> None: 
     assert not slow.change
     again = redivided(nodes, shares, pipelines(long), horizon_s=86_400.0)
     assert not again.change, "the same question again moves nobody back"
+
+
+def test_a_division_that_is_less_late_is_made_whatever_it_gains_and_one_that_is_later_is_not(
+    share,  # type: ignore[no-untyped-def]
+) -> None:
+    """One model's only node has more to do than it can; the other one has three, and little."""
+    nodes = [node(f"n-{i}") for i in range(4)]
+    one = estimate_pipeline(share("a").costs, on(nodes[0])).throughput_rps
+    busy = share("a", workload=Workload(arrival_rate_rps=1.5 * one))
+    busy = replace(busy, objective=Objective(ttft_target_s=60.0))
+    running = ((on(nodes[0]),), tuple(map(on, nodes[1:])))
+    found = redivided(nodes, [busy, share("b")], running, hysteresis=10.0)
+    assert [len(each) for each in pipelines(found)] == [2, 2]
+    assert [plan.late for plan in found.plans] == ["", ""]
+    assert [one.lacks for one in found.alternatives] == ["a: the arrival rate is past saturation"]
+    there = tuple(plan.pipelines for plan in found.plans)
+    heavy = replace(share("b"), weight=20.0)
+    kept = redivided(nodes, [busy, heavy], there, hysteresis=0.0)
+    assert not kept.change, "the product would rather have the other model's node back"
 
 
 def test_what_is_above_the_budget_is_brought_below_it_and_serves_both(share) -> None:  # type: ignore[no-untyped-def]

@@ -10,13 +10,20 @@ import pytest
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, Workload, described
+from services.placement.estimate.cluster import (
+    CandidateNode,
+    PlacedPipeline,
+    PlacedStage,
+    Workload,
+    described,
+)
+from services.placement.estimate.estimator import estimate_plan
 from services.placement.search import division
-from services.placement.search.budget import UNLIMITED
+from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.division import divide
-from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.problem import Objective, ObjectiveKind, Problem, Solution
 from services.placement.search.registry import planner
-from services.placement.search.score import score
+from services.placement.search.score import score, violation
 from services.placement.search.shares import Share
 from tests.unit.placement.conftest import MakeCosts
 
@@ -144,6 +151,49 @@ def test_what_runs_stays_where_it_is_as_good(share) -> None:  # type: ignore[no-
     )
     assert parts(again) == parts(found)
     assert [s.pipelines for s in again.solutions] == [s.pipelines for s in found.solutions]
+
+
+def test_of_divisions_that_serve_as_many_the_one_that_is_less_late_is_made(share) -> None:  # type: ignore[no-untyped-def]
+    """By their product alone the first model would have the second's node."""
+
+    def late_on_one_node(problem: Problem, budget: SearchBudget) -> Solution:
+        late = "TTFT" if len(problem.nodes) == 1 else ""
+        return replace(PLANNER(problem, budget), late=late)
+
+    cluster = nodes(1.0, 1.0, 1.0)
+    shares = [share("a", weight=9.0), share("b")]
+    assert [len(part) for part in parts(divide(cluster, shares, UNLIMITED))] == [2, 1]
+    timed = [shares[0], replace(shares[1], planner=late_on_one_node)]
+    found = divide(cluster, timed, UNLIMITED)
+    assert [len(part) for part in parts(found)] == [1, 2]
+    assert [one.late for one in found.solutions] == ["", ""]
+    two = divide(cluster[:2], timed, UNLIMITED)
+    assert [one.late for one in two.solutions] == ["", "TTFT"], "late is better than never"
+
+
+def test_what_runs_does_not_stay_where_it_is_late_and_another_plan_is_not(share) -> None:  # type: ignore[no-untyped-def]
+    workload = Workload(arrival_rate_rps=0.01)
+    objective = Objective(tpot_target_s=0.2)
+    alone = share("a", workload=workload, objective=objective)
+    cluster = nodes(1.0, 1.0)
+    fast = PlacedPipeline((PlacedStage(cluster[0], 0, 32, 1),))
+    slow = PlacedPipeline((PlacedStage(cluster[0], 0, 16, 1), PlacedStage(cluster[1], 16, 32, 1)))
+    problem = Problem(alone.costs, cluster, objective)
+    tpot_s = [estimate_plan(problem.costs, [one])[0].load.tpot_s for one in (fast, slow)]
+    assert tpot_s[0] < tpot_s[1], "two hops"
+    objective = Objective(tpot_target_s=sum(tpot_s) / 2)
+
+    def planned(asked: Problem, budget: SearchBudget) -> Solution:
+        return Solution((fast,), late=violation(asked, (fast,))[0])
+
+    for limit_s, stays in ((sum(tpot_s) / 2, False), (tpot_s[0] / 2, True), (0.0, True)):
+        wanted = replace(alone, objective=Objective(tpot_target_s=limit_s), planner=planned)
+        wanted = replace(wanted, running=(slow,))
+        (solution,) = divide(cluster, [wanted], UNLIMITED).solutions
+        good = score(problem, (slow,)) >= score(problem, (fast,)) * (1 - division.A_LITTLE)
+        assert good, "else it would not stay for that"
+        assert solution.pipelines == ((slow,) if stays else (fast,))
+        assert bool(solution.late) == (0 < limit_s < tpot_s[0])
 
 
 def test_the_same_question_has_the_same_answer(share) -> None:  # type: ignore[no-untyped-def]

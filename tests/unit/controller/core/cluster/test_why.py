@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from services.common.errors import InvalidArgument
+from services.controller.core.cluster.actions import LogEvent
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.plan_json import plan_from_json, plan_to_json
 from services.controller.core.cluster.why import MAX_CHARS, MAX_ENTRIES, Alternative, Why
-from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, planned, ready
+from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, all_of, planned, ready
 
 WHY = Why(
     reasons=("because",),
@@ -18,6 +20,7 @@ WHY = Why(
     gain=0.25,
     horizon_s=1800.0,
     adopted_unix_s=5.5,
+    late="TTFT 2.0 s against 1.0 s",
 )
 
 
@@ -35,6 +38,13 @@ def test_a_plan_that_was_kept_before_there_were_reasons_has_none() -> None:
     document = json.loads(plan_to_json(with_why(WHY)))
     del document["why"]
     assert plan_from_json(json.dumps(document)).why == Why()
+
+
+def test_a_plan_that_keeps_its_targets_says_nothing_of_them() -> None:
+    """So that programs of before this can read it."""
+    timely = json.loads(plan_to_json(with_why(replace(WHY, late=""))))
+    assert "late" not in timely["why"]
+    assert plan_from_json(json.dumps(timely)).why.late == ""
 
 
 @pytest.mark.parametrize(
@@ -63,6 +73,14 @@ def test_what_is_kept_has_a_bound_whatever_its_maker_says() -> None:
     said = (*why.reasons, *why.causes, why.alternatives[0].plan, why.alternatives[0].lacks)
     assert {len(text) for text in said} == {MAX_CHARS}
     assert why.gain is None, "no JSON has an infinite number"
+
+
+@pytest.mark.parametrize("late", ["", "TTFT 2.0 s against 1.0 s"])
+def test_a_plan_that_is_late_says_so_when_it_is_carried_out(late: str) -> None:
+    cluster = ready(PATIENT)
+    adopted = all_of(cluster.plan_ready(with_why(Why(late=late)), 100.0), LogEvent)
+    (told,) = [event.attributes for event in adopted if event.kind == "plan_ready"]
+    assert told == {"plan": "2"} | ({"late": late} if late else {})
 
 
 def test_when_a_plan_was_adopted_is_noted_in_wall_time() -> None:

@@ -38,14 +38,16 @@ def test_what_lost_its_reader_is_offered_at_once_and_then_not_for_a_while() -> N
 
 def test_what_lost_its_head_is_offered_when_its_reader_does_not_go_on() -> None:
     scene = Scene()
-    scene.entry.touched_s = 20.0
+    scene.entry.hear(20.0)
+    scene.entry.touched_s = 24.0  # somebody looks at it
     assert not scene.claimed(24.9)
     assert scene.claimed(25.0)
 
 
 def test_what_was_handed_over_is_offered_when_its_reader_does_not_go_on() -> None:
     scene = Scene()
-    scene.entry.touched_s, scene.entry.sealed = 20.0, True
+    scene.entry.hear(20.0)
+    scene.entry.sealed = True
     assert not scene.claimed(24.9, "f")
     assert scene.claimed(25.0, "f")
 

@@ -1,0 +1,53 @@
+"""Which blocks of a stage's cache hold what, beyond the formation that has it.
+
+The cache of a formation that ends stays for the next one of the same stage and size, and blocks may
+lie in that of a stage before its formation begins. What a block holds is known by name until
+something is written to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.engine.backend import BLOCK_SIZE, SequenceStep
+from services.engine.core.blocks import blocks_for
+from services.engine.core.incoming import NamedBlock
+
+
+class Contents:
+    """Of one cache."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, named: NamedBlock) -> bool:
+        name, block = named
+        return self._names.get(block) == name
+
+    @property
+    def places(self) -> dict[bytes, int]:
+        """A block of each name."""
+        return {name: block for block, name in self._names.items()}
+
+    def note(self, blocks: Iterable[NamedBlock]) -> None:
+        """They hold what goes by these names."""
+        self._names.update((block, name) for name, block in blocks)
+
+    def written(self, blocks: Iterable[int]) -> None:
+        """They may hold something else from now on."""
+        for block in blocks:
+            self._names.pop(block, None)
+
+    def stepped(self, steps: Iterable[SequenceStep]) -> None:
+        """A batch writes its rows."""
+        if self._names:
+            for step in steps:
+                end = blocks_for(step.start + step.count)
+                self.written(step.block_table[step.start // BLOCK_SIZE : end])
+
+    def clear(self) -> None:
+        """Nothing is known of it."""
+        self._names.clear()

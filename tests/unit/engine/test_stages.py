@@ -1,0 +1,133 @@
+"""A cache stays while somebody may want what it holds, and goes before a load has its memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from services.common.generation import LayerRange
+from services.common.nodes import StageSpec
+from services.engine.compute import Compute
+from services.engine.core.memory import Memory
+from services.engine.stage_cache import StageCache
+from services.engine.stages import Stages
+from tests.contract.engine.rig import MODEL
+from tests.contract.engine.tiny import TinyBackend, TinyLoader
+
+FRONT, BACK = StageSpec(LayerRange(0, 2)), StageSpec(LayerRange(2, 6))
+BLOCKS = [(b"a", 3)]
+
+
+class Rig:
+    """Stages of a model of six layers, computed by nobody."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute, self.loader = compute, TinyLoader()
+        self.stages = Stages(self.loader, compute, Memory(1 << 30, 16))
+
+    async def hold(self, *specs: StageSpec) -> None:
+        async for _ in self.stages.hold(MODEL, specs):
+            pass
+
+    def backend(self, spec: StageSpec) -> TinyBackend:
+        return next(b for b in self.loader.backends if b.layers == range(*spec_bounds(spec)))
+
+    async def use(self, spec: StageSpec, blocks: int = 8) -> StageCache:
+        """A formation begins."""
+        held = self.stages.find(MODEL, spec)
+        assert held is not None
+        cache = self.stages.use(held, blocks)
+        await self.compute.run(cache.begin)
+        return cache
+
+    def ahead(self, spec: StageSpec, blocks: int = 8) -> StageCache | None:
+        layout = self.backend(spec).kv_layout
+        return self.stages.ahead(layout.name, range(*spec_bounds(spec)), blocks)
+
+
+def spec_bounds(spec: StageSpec) -> tuple[int, int]:
+    return spec.layers.start, spec.layers.end
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    compute = Compute()
+    yield Rig(compute)
+    compute.close()
+
+
+async def test_what_a_formation_left_is_there_for_the_next_one_of_its_size(rig: Rig) -> None:
+    await rig.hold(FRONT, BACK)
+    before = await rig.use(FRONT)
+    before.contents.note(BLOCKS)
+    await rig.stages.unuse()
+    assert rig.backend(FRONT).kv_blocks == 8
+    assert await rig.use(FRONT) is before
+    assert BLOCKS[0] in before.contents
+    await rig.stages.unuse()
+    other = await rig.use(FRONT, blocks=4)
+    assert other is not before
+    assert not other.contents
+    assert rig.backend(FRONT).kv_blocks == 4
+    await rig.stages.unuse()
+    assert rig.backend(FRONT).kv_blocks == 0, "it held nothing that anybody knew"
+
+
+async def test_what_is_left_goes_before_another_stage_or_a_load_has_its_memory(rig: Rig) -> None:
+    await rig.hold(FRONT, BACK)
+    for wants in (lambda: rig.use(BACK), lambda: rig.hold(FRONT, StageSpec(LayerRange(1, 3)))):
+        cache = await rig.use(FRONT)
+        cache.contents.note(BLOCKS)
+        await rig.stages.unuse()
+        await rig.hold(FRONT, BACK)
+        assert rig.backend(FRONT).kv_blocks == 8, "nothing was loaded"
+        await wants()
+        await rig.stages.unuse()
+        assert rig.backend(FRONT).kv_blocks == 0
+    await rig.hold(FRONT, BACK)
+
+
+async def test_blocks_lie_in_a_cache_before_its_formation_begins(rig: Rig) -> None:
+    await rig.hold(FRONT, BACK)
+    size_bytes = rig.backend(BACK).kv_layout.size_bytes(range(2, 6))
+    cache = rig.ahead(BACK)
+    assert cache is not None
+    assert rig.ahead(BACK) is cache
+    assert await cache.lay(BLOCKS, [bytes(size_bytes)])
+    assert BLOCKS[0] in cache.contents
+    assert rig.backend(BACK).export_blocks([3]) == [bytes(size_bytes)]
+    assert await rig.use(BACK) is cache
+    assert not await cache.lay([(b"b", 3)], [bytes(size_bytes)]), "a formation has it"
+    assert BLOCKS[0] in cache.contents
+    assert rig.ahead(BACK) is None
+    assert rig.ahead(FRONT) is None
+    await rig.stages.unuse()
+
+
+async def test_a_formation_that_comes_meanwhile_counts_on_nothing_that_is_being_laid(
+    rig: Rig,
+) -> None:
+    await rig.hold(BACK)
+    cache = rig.ahead(BACK)
+    assert cache is not None
+    laying = asyncio.create_task(cache.lay(BLOCKS, [b""]))
+    await asyncio.sleep(0)
+    assert await rig.use(BACK) is cache
+    assert not await asyncio.wait_for(laying, 60)
+    assert not cache.contents
+    await rig.stages.unuse()
+
+
+async def test_there_is_no_cache_ahead_of_what_is_not_held_or_too_large(rig: Rig) -> None:
+    await rig.hold(FRONT)
+    layout = rig.backend(FRONT).kv_layout
+    assert rig.stages.ahead(layout.name, range(2, 6), 8) is None
+    assert rig.stages.ahead("another", range(2), 8) is None
+    assert rig.stages.ahead(layout.name, range(2), 17) is None
+    assert rig.stages.ahead(layout.name, range(2), 0) is None
+    cache = rig.ahead(FRONT)
+    assert cache is not None
+    await rig.hold(BACK)
+    assert not await cache.lay(BLOCKS, [b""]), "its stage is gone"
