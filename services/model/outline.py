@@ -57,11 +57,6 @@ class ModelOutline:
     experts_per_token: int = 0
     """Those that every token passes among them."""
 
-    @property
-    def is_mixture(self) -> bool:
-        """Whether a token passes some of several feed-forward layers."""
-        return self.experts > 0
-
 
 def is_described(config: Mapping[str, Any]) -> bool:
     """Whether it is of a family of which every tensor is known."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from services.common.errors import AlreadyExists
-from services.common.generation import GenerationRequest, Grammar
+from services.common.generation import PLAIN, GenerationRequest, Grammar
 from services.common.message_sizes import check_generation_fits, most_tokens
 from services.model.grammar import LIBRARY
 from services.router.ask import Ask, Drawn, ModelLimits
@@ -25,7 +25,9 @@ async def resolve(
     """The request. Raises InvalidArgument when it does not fit the model, or a message."""
     ask.check_size(facts.max_positions, model.longest_piece_bytes)
     prompt = await prompt_of(ask, model, drawn.created_unix_s)
-    request = replace(ask.resolve(facts, prompt.ids, drawn), parts=prompt.parts)
+    request = ask.resolve(facts, prompt.ids, drawn)
+    if prompt.parts != PLAIN:
+        request = replace(request, parts=prompt.parts)
     if ask.grammar or ask.tools is not None:
         checked = asyncio.to_thread(model.grammar, ask, prompt.parts)
         grammar = Grammar(await _to_its_end(asyncio.create_task(checked)), LIBRARY)

@@ -64,11 +64,6 @@ class StageWeights:
         self._files = files
 
     @property
-    def mapped_bytes(self) -> int:
-        """Address space in use; the pages belong to the node, not to this process."""
-        return self._files.size_bytes
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -183,16 +183,20 @@ def pack(weight: Tensor, out: Tensor) -> None:
 
 class Arena:
     """Zeroed memory, handed out once, front to back; committed as it is touched. In large pages,
-    where it fills some and the system has them: weights are read from one end to the other."""
+    where the system has them: weights are read from one end to the other. What does not fill one
+    lies in small ones, so that no more memory is taken than was asked for."""
 
     def __init__(self, size_bytes: int) -> None:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has none as Linux is set up
         memory = mmap.mmap(-1, size_bytes + LARGE_PAGE_BYTES, flags=private)
-        if size_bytes >= LARGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a system that was built without them says so
-                memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self._used = -self._bytes.data_ptr() % LARGE_PAGE_BYTES
+        filled_bytes = size_bytes // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a system that was built without them says so
+                if filled_bytes:
+                    memory.madvise(mmap.MADV_HUGEPAGE, self._used, filled_bytes)
+                memory.madvise(mmap.MADV_NOHUGEPAGE, self._used + filled_bytes)
 
     def take(self, size_bytes: int) -> Tensor:
         """The next `size_bytes`, uint8, aligned."""

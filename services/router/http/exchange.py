@@ -54,13 +54,14 @@ class Exchange:
         """Sent with the answer, whichever it will be."""
         self._receive = receive
         self._send = send
-        self._request_headers = [
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
-        ]
+        self._request_headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
 
     def header(self, name: str) -> str:
-        """A request header; empty when it is absent."""
-        return next((v for n, v in self._request_headers if n == name), "")
+        """A request header, the first of its name; empty when it is absent."""
+        return self._request_headers.get(name, "")
 
     @asynccontextmanager
     async def body(self) -> AsyncIterator[bytes]:

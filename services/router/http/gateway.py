@@ -158,7 +158,7 @@ class Gateway:
 
             await self._turns.turn()
             asks, streamed = await self._understanding.understood(body, understand)
-            for ask in asks:  # before any of them is begun
+            for ask in asks[1:]:  # before any of them is begun, as the first one is checked
                 ask.check(self._settings.max_choices)
             async with while_connected(exchange):
                 for ask in asks:
