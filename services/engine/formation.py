@@ -279,7 +279,7 @@ class FormationPart:
         try:
             await self._compute.run(self.cache.begin)
         except Exception:
-            self.contents.clear()
+            self.cache.contents = Contents()
             raise
         self._spawn(self._work())
         if self._downstream is not None:

@@ -101,7 +101,8 @@ class Departures:
         promised = self._of.ledger.promise(name, heads)
         streams = [self._on_the_link(one) for one in self._of.ledger.streams(name)]
         runs_at = self._of.cluster.view.runs_at(name)
-        moves = at_once(streams, now_s, travels=True)
+        link_bytes_per_s = self._link.bytes_per_s(now_s)
+        moves = at_once(streams, now_s, travels=True, link_bytes_per_s=link_bytes_per_s)
         if runs_at is not None and self._of.environment.random.random() < 0.5:
             moves = cheapest(streams, self._of.ledger.observed.rates(runs_at.model, inf), now_s)
         there: dict[str, set[str]] = {}

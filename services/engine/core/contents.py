@@ -47,7 +47,3 @@ class Contents:
             for step in steps:
                 end = blocks_for(step.start + step.count)
                 self.written(step.block_table[step.start // BLOCK_SIZE : end])
-
-    def clear(self) -> None:
-        """Nothing is known of it."""
-        self._names.clear()

@@ -94,8 +94,8 @@ def at_once(
     moves, ends_s = list[Move](), now_s
     for one in streams:
         if travels and one.bytes is not None:
-            if link_bytes_per_s:
-                ends_s += left.get(one.generation_id, one.bytes) / link_bytes_per_s
+            size_bytes = left.get(one.generation_id, one.bytes)
+            ends_s += size_bytes / link_bytes_per_s if link_bytes_per_s else 0.0
             moves.append(_push_now(one, one.bytes, Reason.AT_ONCE, now_s, ends_s))
         else:
             moves.append(_replay_now(one, Reason.AT_ONCE, now_s))

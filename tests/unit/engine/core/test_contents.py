@@ -15,7 +15,7 @@ def test_a_block_holds_what_was_said_last_until_it_is_written_to() -> None:
     contents.written([3, 7])
     assert (b"c", 3) not in contents
     assert len(contents) == 1
-    contents.clear()
+    contents.written([1])
     assert not contents
 
 
