@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument
-from services.model.chat import ChatTemplate, Message
+from services.model import chat
+from services.model.chat import Beside, ChatTemplate, Message
 from services.model.tokenizer import Tokenizer
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
@@ -167,6 +171,24 @@ def test_a_template_that_takes_too_long_is_stopped(source: str) -> None:
     template = ChatTemplate(source, {}, clock=lambda: float(next(ticks)))
     with pytest.raises(InvalidArgument):
         template.render([Message("user", "x")], 0)
+
+
+class _Waits:
+    """Something else has the core for a moment."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+
+    def __iter__(self) -> Iterator[str]:
+        time.sleep(self._wait_s)
+        yield "there"
+
+
+def test_a_template_on_a_machine_that_is_busy_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MAX_RENDER_S", 0.5)
+    template = ChatTemplate("{% for text in slow %}{{ text }}{% endfor %}", {})
+    beside = Beside(options={"slow": _Waits(0.75)})
+    assert template.render([Message("user", "x")], 0, beside) == "there"
 
 
 NESTED = "{% for i in messages %}" * 30 + "{% endfor %}" * 30
