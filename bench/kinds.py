@@ -59,7 +59,8 @@ async def run(
     seconds: float = float("inf"),
 ) -> dict[str, Any]:
     """The report; the mesh has so many pipelines and is left with them. After so many seconds
-    nothing is killed any more."""
+    nothing is killed any more. Raises what ends the stream of the controller's events, and
+    RuntimeError."""
     began_s = time.monotonic()
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=4 * max(readers, len(kinds)))
@@ -79,6 +80,9 @@ async def run(
         try:
             while killed.in_mid_answer < kills and time.monotonic() - began_s < seconds:
                 await mesh.until_ready(min(2, pipelines))
+                if following.done():
+                    following.result()
+                    raise RuntimeError("the controller's events ended: no kill would count")
                 await killed.kill()
                 bar.update(task, completed=killed.in_mid_answer)
         finally:

@@ -30,7 +30,8 @@ BEGUN = 4
 LOOK_S = 0.05
 SETTLED_S = 60.0
 """Within this time what was struck is granted another epoch, or it has ended."""
-FOLLOWED_S = 3600.0
+FOLLOWED_S = 86_400.0
+"""Longer than any run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,7 @@ def test_who_is_let_in_has_his_place_and_his_part_and_leaves_nothing_behind() ->
     refusals = ("refused: place", "refused: quota", "refused: time", "refused: no pipeline")
     departures = ("left reading", "left waiting", "left running")
     assert min(happened[kind] for kind in (*everything, *refusals, *departures)) >= LEAST_HITS
+    assert happened["joined"] > DOORS // 4, "routers come beside others in a third of them"
 
 
 @pytest.mark.timeout(600)

@@ -106,3 +106,28 @@ def test_an_answer_is_judged_by_what_came_undisturbed() -> None:
     assert found["requests"] == 4
     assert [len(found[name]) for name in kinds.WRONG] == [1, 2, 1]
     assert found["failure_rate_bound_95"] > 0
+
+
+async def test_a_run_that_hears_of_no_grants_any_more_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else no kill would count, and it would never end."""
+
+    async def asked(_client: Any, _url: Any, _model: Any, _kind: Any, answer: Answer) -> None:
+        answer.done = True
+
+    async def ends(_grants: Grants, _stub: Any) -> None:
+        raise ConnectionError("the log is away")
+
+    async def status() -> Any:
+        return {"services": [{"name": "controller", "grpc": "127.0.0.1:1"}]}
+
+    async def until_ready(_pipelines: int) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(kinds, "ask", asked)
+    monkeypatch.setattr(Grants, "follow", ends)
+    mesh: Any = SimpleNamespace(url=lambda: "", status=status, until_ready=until_ready)
+    anything = {"any": kinds_asked.Kind("chat/completions", {}, lambda _: True)}
+    with pytest.raises(ConnectionError, match="the log is away"):
+        await kinds.run(mesh, anything, kills=1, seed=1, readers=0)
