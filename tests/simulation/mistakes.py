@@ -57,7 +57,7 @@ FAIR_QUEUE = "services/common/fair_queue.py"
 DOORS = "doors.py"
 BACKGROUND = "services/controller/core/ledger/background.py"
 EVENTS = "services/router/openai/responses/events.py"
-RESPONSES = "responses.py"
+RESPONSES = "background.py"
 RETENTION = "services/controller/core/ledger/retention.py"
 
 

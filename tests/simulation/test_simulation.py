@@ -1,5 +1,6 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py, responses.py and oracles.py.
+schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py, background.py and
+oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from ahead import CopyingSchedule
+from background import ResponseSchedule
 from crowds import Crowd
 from departures import Departing
 from doors import Doors
@@ -24,7 +26,6 @@ from faults import ROWS
 from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
-from responses import ResponseSchedule
 from schedules import Schedule, table
 from shelves import FAULTS, Shelves
 from splits import SplitSchedule
@@ -41,7 +42,7 @@ COVERED_SEEDS = {
     "ahead.py": 20,
     "shelves.py": 20,
     "doors.py": 15,
-    "responses.py": 15,
+    "background.py": 15,
 }
 MISTAKE_SEEDS = {
     "schedules.py": 300,
@@ -52,7 +53,7 @@ MISTAKE_SEEDS = {
     "ahead.py": 60,
     "shelves.py": 10,
     "doors.py": 30,
-    "responses.py": 15,
+    "background.py": 15,
 }
 AHEAD = 25
 SHELVES = 50

@@ -5,7 +5,7 @@ before they are told an id or behind it, come back and ask for what there is, or
 behind the last number they had, at any router; they cancel, and delete. Meanwhile heads, routers
 and controllers die, some together, nodes freeze or are told to go, lines break and messages go
 astray; and what has ended leaves the journal's memory for its store. oracle_responses.py has what
-must hold. `python responses.py FIRST COUNT PATIENCE` prints the first violation.
+must hold. `python background.py FIRST COUNT PATIENCE` prints the first violation.
 """
 
 from __future__ import annotations
