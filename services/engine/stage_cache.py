@@ -44,19 +44,20 @@ class StageCache:
         `StageBackend.begin` and `import_blocks` do."""
         places = [block for _, block in blocks]
 
-        def run() -> None:
+        def run() -> bool:
             if self.taken:
-                return
+                return False
             if not self._made:
                 self.begin()
             self._backend.import_blocks(places, data)
+            return True
 
         async with self._laying:  # of two for one block the later one counts
             if self.taken:
                 return False
             self.contents.written(places)
-            await self._compute.run(run)
-            if self.taken:  # and may have written to them since
+            laid = await self._compute.run(run)
+            if not laid or self.taken:  # who has it may have written to them since
                 return False
             self.contents.note(blocks)
             return True

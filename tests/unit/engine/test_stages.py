@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -112,12 +113,34 @@ async def test_a_formation_that_comes_meanwhile_counts_on_nothing_that_is_being_
     await rig.hold(BACK)
     cache = rig.ahead(BACK)
     assert cache is not None
-    laying = asyncio.create_task(cache.lay(BLOCKS, [b""]))
-    await asyncio.sleep(0)
+    size_bytes = rig.backend(BACK).kv_layout.size_bytes(range(2, 6))
+    laying = asyncio.create_task(cache.lay(BLOCKS, [bytes(size_bytes)]))
+    await asyncio.sleep(0)  # whether the thread comes to it before the formation does
     assert await rig.use(BACK) is cache
     assert not await asyncio.wait_for(laying, 60)
     assert not cache.contents
     await rig.stages.unuse()
+
+
+async def test_what_was_not_laid_is_not_known_though_nobody_has_the_cache_any_more() -> None:
+    backend = TinyBackend(range(2, 6))
+
+    class Meanwhile:
+        """A formation begins before the thread comes to it, and ends behind that."""
+
+        def run(self, function: Callable[[], bool]) -> asyncio.Future[bool]:
+            done = asyncio.get_running_loop().create_future()
+            cache.taken = True
+            done.set_result(function())
+            cache.taken = False
+            return done
+
+    compute: Any = Meanwhile()
+    cache = StageCache(backend, compute, 8)
+    size_bytes = backend.kv_layout.size_bytes(range(2, 6))
+    assert not await cache.lay(BLOCKS, [bytes(size_bytes)])
+    assert not cache.contents
+    assert backend.kv_blocks == 0
 
 
 async def test_there_is_no_cache_ahead_of_what_is_not_held_or_too_large(rig: Rig) -> None:
