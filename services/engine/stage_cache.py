@@ -13,10 +13,15 @@ from services.engine.core.incoming import NamedBlock
 
 
 class StageCache:
-    """Of one stage and size."""
+    """Of one stage, size and class of arithmetic."""
 
-    def __init__(self, backend: StageBackend, compute: Compute, kv_blocks: int) -> None:
+    def __init__(
+        self, backend: StageBackend, compute: Compute, kv_blocks: int, numerics_class: str
+    ) -> None:
+        """`numerics_class` is that of the pipeline: what the stages before this one computed is in
+        what its blocks hold."""
         self.kv_blocks = kv_blocks
+        self.numerics_class = numerics_class
         self.contents = Contents()
         self.taken = False
         """A formation has it."""
