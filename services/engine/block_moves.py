@@ -202,8 +202,9 @@ class BlockMoves:
         if there and self._copied is not None:
             copying, source, at_s = self._copied
             if self._clock() - at_s < COPYING_AGAIN_S:
-                names = {one.key: names_of(one) for one in sealed}
-                rest, places = copying.rest(names), dict(kept.blocks)
+                places = dict(kept.blocks)  # the last ids may fill a block that has no name yet
+                names = {one.key: [n for n in names_of(one) if n in places] for one in sealed}
+                rest = copying.rest(names)
                 self.begin(self._send_rest(formation, copying, rest, source, places))
 
     async def _send_rest(

@@ -105,11 +105,13 @@ class Engine:
             if formation is not None:
                 formation.end()
             self.lost_node_ids = ()
+            stages = [member.stage for member in membership.members]
+            numerics_class = pipeline_class(held.backend.facts.numerics_class, stages)
             formation = FormationPart(
                 membership,
                 held.backend,
                 self._compute,
-                cache=self.stages.use(held, membership.kv_blocks),
+                cache=self.stages.use(held, membership.kv_blocks, numerics_class),
                 throttle=Throttle(self._limits.core_share),
                 on_step=self.counters.stepped,
                 connect=self._connect,
@@ -234,9 +236,8 @@ class Engine:
             grammar_library=LIBRARY,
             places=formation.contents.places,
         )
-        stages = [member.stage for member in membership.members]
         self.counters.formed(membership.model.model_id, membership.pipeline_id)
-        self.head.form(formation, lead, pipeline_class(facts.numerics_class, stages))
+        self.head.form(formation, lead, formation.cache.numerics_class)
 
     def _sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         self.head.sampled(formation, step, tokens)

@@ -18,7 +18,7 @@ from collections.abc import (
     Iterable,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 import grpc
@@ -161,8 +161,9 @@ class FormationPart:
 
     @property
     def kv_layout(self) -> KvLayout:
-        """How `export_blocks` and `import_blocks` have blocks."""
-        return self._backend.kv_layout
+        """How `export_blocks` and `import_blocks` have blocks, and what they were computed with at
+        this stage and those before it."""
+        return replace(self._backend.kv_layout, numerics_class=self.cache.numerics_class)
 
     @property
     def kv_block_bytes(self) -> int:

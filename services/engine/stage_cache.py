@@ -13,10 +13,15 @@ from services.engine.core.incoming import NamedBlock
 
 
 class StageCache:
-    """Of one stage and size."""
+    """Of one stage, size and class of arithmetic."""
 
-    def __init__(self, backend: StageBackend, compute: Compute, kv_blocks: int) -> None:
+    def __init__(
+        self, backend: StageBackend, compute: Compute, kv_blocks: int, numerics_class: str
+    ) -> None:
+        """`numerics_class` is that of the pipeline: what the stages before this one computed is in
+        what its blocks hold."""
         self.kv_blocks = kv_blocks
+        self.numerics_class = numerics_class
         self.contents = Contents()
         self.taken = False
         """A formation has it."""
@@ -44,19 +49,20 @@ class StageCache:
         `StageBackend.begin` and `import_blocks` do."""
         places = [block for _, block in blocks]
 
-        def run() -> None:
+        def run() -> bool:
             if self.taken:
-                return
+                return False
             if not self._made:
                 self.begin()
             self._backend.import_blocks(places, data)
+            return True
 
         async with self._laying:  # of two for one block the later one counts
             if self.taken:
                 return False
             self.contents.written(places)
-            await self._compute.run(run)
-            if self.taken:  # and may have written to them since
+            laid = await self._compute.run(run)
+            if not laid or self.taken:  # who has it may have written to them since
                 return False
             self.contents.note(blocks)
             return True

@@ -165,24 +165,25 @@ class Stages:
         """Blocks that a formation of the stage can have, once none other lives."""
         return self._memory.kv_blocks(stage.size, self._wanted)
 
-    def use(self, stage: HeldStage, kv_blocks: int) -> StageCache:
-        """A formation lives, with so large a KV cache: one that is there already stays as it is."""
-        cache = self._cache_of(stage, kv_blocks)
+    def use(self, stage: HeldStage, kv_blocks: int, numerics_class: str) -> StageCache:
+        """A formation lives, with so large a KV cache, and this is the class of its pipeline: a
+        cache of both that is there already stays as it is."""
+        cache = self._cache_of(stage, kv_blocks, numerics_class)
         cache.taken = True
         self._used = (stage, InUse(stage.size, kv_blocks))
         return cache
 
     def ahead(self, layout_name: str, layers: range, kv_blocks: int) -> StageCache | None:
-        """The cache that a formation will have of a stage of these layers; None where there is no
-        such stage, and while some formation lives, or stages are loaded, for these have the
-        memory."""
+        """The cache that a formation will have of a stage of these layers, in a pipeline of the
+        stage's own class; None where there is no such stage, and while some formation lives, or
+        stages are loaded, for these have the memory."""
         if self._used is not None or self._hold is not None:
             return None
         for stage in self.held:
             backend = stage.backend
             fits = backend.facts.layers == layers and backend.kv_layout.name == layout_name
             if fits and stage.size in self._wanted and 0 < kv_blocks <= self.kv_blocks(stage):
-                return self._cache_of(stage, kv_blocks)
+                return self._cache_of(stage, kv_blocks, backend.facts.numerics_class)
         return None
 
     def unuse(self) -> asyncio.Future[None]:
@@ -302,13 +303,14 @@ class Stages:
             self._note("stage dropped", stage.size)
         return self._compute.run(let_go)
 
-    def _cache_of(self, stage: HeldStage, kv_blocks: int) -> StageCache:
+    def _cache_of(self, stage: HeldStage, kv_blocks: int, numerics_class: str) -> StageCache:
         if self._cache is not None:
             whose, cache = self._cache
-            if whose is stage and cache.kv_blocks == kv_blocks:
+            same = (cache.kv_blocks, cache.numerics_class) == (kv_blocks, numerics_class)
+            if whose is stage and same:
                 return cache
             self._end_cache()
-        cache = StageCache(stage.backend, self._compute, kv_blocks)
+        cache = StageCache(stage.backend, self._compute, kv_blocks, numerics_class)
         self._cache = (stage, cache)
         return cache
 

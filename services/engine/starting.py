@@ -32,9 +32,9 @@ class StartTrace:
 def made_unix_ns() -> int:
     """When the system made this process, in nanoseconds since 1970 to a hundredth of a second; now,
     where it does not tell (proc(5), field 22 of stat)."""
-    now_ns = time.time_ns()
     with suppress(OSError):
         behind_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         made_s = int(behind_name[19]) / os.sysconf("SC_CLK_TCK")
-        return now_ns - round((time.clock_gettime(time.CLOCK_BOOTTIME) - made_s) * 1e9)
-    return now_ns
+        lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - made_s
+        return time.time_ns() - round(lived_s * 1e9)
+    return time.time_ns()

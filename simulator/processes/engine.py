@@ -462,8 +462,8 @@ class SimulatedEngine(Process):
             self._do(self.batching.given_back(self.clock.now_s))
 
     def _copy(self, place: Place, leaving: Leaving) -> None:
-        """What stages keep then is what blocks hold then."""
-        if leaving.number not in place.given_up:
+        """What stages keep then is what blocks hold then; behind the end of a formation nothing."""
+        if place is self.place and leaving.number not in place.given_up:
             self._put(place, leaving.blocks)
 
     def _put(self, place: Place, blocks: Sequence[NamedBlock]) -> None:
@@ -662,8 +662,9 @@ class SimulatedEngine(Process):
             self._do(self.batching.ended(fetch, self.clock.now_s))
 
     def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
-        """What lies in its place is as it is."""
-        if place.stages is None or number in place.given_up:
+        """What lies in its place is as it is. Behind the end of a formation nothing is written: the
+        caches may be the next one's."""
+        if place is not self.place or place.stages is None or number in place.given_up:
             return
         for name, block in blocks:
             if (name, block) in place.contents:

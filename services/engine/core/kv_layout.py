@@ -35,7 +35,8 @@ class KvLayout:
     positions: int
     """Of a block."""
     numerics_class: str
-    """Of the stage: what another arithmetic computed is of no use here."""
+    """Of the pipeline, or of a stage by itself: what another arithmetic computed is of no use
+    here."""
 
     @property
     def name(self) -> str:

@@ -390,6 +390,30 @@ async def test_who_is_no_formation_yet_is_told_where_blocks_lie(rig: Rig) -> Non
     assert None not in last
 
 
+async def test_what_no_block_is_known_to_hold_is_not_sent(rig: Rig) -> None:
+    """As where guesses of the step behind which it was sealed were right: their block is full, and
+    has no name, so stages were not asked to keep it."""
+    heirs = (Heir(HEIRS[0].members, frozenset("g")),)
+    rig.back()
+    for _ in range(2):
+        await rig.moves.copy("f", heirs, SOURCE, 10.0, max_rounds=1)
+    for _ in range(10):
+        rig.back()
+    named = rig.scheduler.full_blocks(SequenceKey("g", 1, 0), 0)
+    assert named is not None
+    rig.scheduler.blocks._most_shares = 0
+    for _ in range(16):
+        rig.back()
+    rig.batching.act(rig.batching.generations.drain("f", 0.2), 0.2)
+    rig.back()
+    (sealed,) = rig.batching.sealed(())
+    assert len(incoming.names_of(sealed)) == len(named) + 1
+    rig.laid = []
+    await asyncio.wait_for(rig.moves.keep_sealed("f", (), last=True), 60)
+    await asyncio.gather(*rig.moves._moving)
+    assert rig.laid == [[block for _, block in named[-LAST_BLOCKS:]]]
+
+
 async def test_what_fails_on_its_way_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     async def fails() -> None:
         raise ValueError("no way")

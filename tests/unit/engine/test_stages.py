@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -34,11 +35,13 @@ class Rig:
     def backend(self, spec: StageSpec) -> TinyBackend:
         return next(b for b in self.loader.backends if b.layers == range(*spec_bounds(spec)))
 
-    async def use(self, spec: StageSpec, blocks: int = 8) -> StageCache:
+    async def use(
+        self, spec: StageSpec, blocks: int = 8, numerics_class: str = "exact-tiny"
+    ) -> StageCache:
         """A formation begins."""
         held = self.stages.find(MODEL, spec)
         assert held is not None
-        cache = self.stages.use(held, blocks)
+        cache = self.stages.use(held, blocks, numerics_class)
         await self.compute.run(cache.begin)
         return cache
 
@@ -73,6 +76,22 @@ async def test_what_a_formation_left_is_there_for_the_next_one_of_its_size(rig: 
     assert rig.backend(FRONT).kv_blocks == 4
     await rig.stages.unuse()
     assert rig.backend(FRONT).kv_blocks == 0, "it held nothing that anybody knew"
+
+
+async def test_what_a_pipeline_of_another_class_left_is_not_taken_for_what_it_was(rig: Rig) -> None:
+    """The stage is the same, and those before it may have computed with other sums."""
+    await rig.hold(BACK)
+    before = await rig.use(BACK, numerics_class="exact-tiny-tp2x2-tp1x4")
+    before.contents.note(BLOCKS)
+    await rig.stages.unuse()
+    other = await rig.use(BACK)
+    assert other is not before
+    assert not other.contents
+    other.contents.note(BLOCKS)
+    await rig.stages.unuse()
+    assert rig.ahead(BACK) is other, "laid by who has the stage's own class"
+    assert await rig.use(BACK) is other
+    await rig.stages.unuse()
 
 
 async def test_what_is_left_goes_before_another_stage_or_a_load_has_its_memory(rig: Rig) -> None:
@@ -112,12 +131,36 @@ async def test_a_formation_that_comes_meanwhile_counts_on_nothing_that_is_being_
     await rig.hold(BACK)
     cache = rig.ahead(BACK)
     assert cache is not None
-    laying = asyncio.create_task(cache.lay(BLOCKS, [b""]))
-    await asyncio.sleep(0)
+    size_bytes = rig.backend(BACK).kv_layout.size_bytes(range(2, 6))
+    laying = asyncio.create_task(cache.lay(BLOCKS, [bytes(size_bytes)]))
+    await asyncio.sleep(0)  # whether the thread comes to it before the formation does
     assert await rig.use(BACK) is cache
     assert not await asyncio.wait_for(laying, 60)
     assert not cache.contents
     await rig.stages.unuse()
+
+
+async def test_what_was_not_laid_is_not_known_though_nobody_has_the_cache_any_more() -> None:
+    backend = TinyBackend(range(2, 6))
+
+    class Meanwhile:
+        """A formation begins before the thread comes to it, and ends behind that."""
+
+        cache: StageCache
+
+        def run(self, function: Callable[[], bool]) -> asyncio.Future[bool]:
+            done = asyncio.get_running_loop().create_future()
+            self.cache.taken = True
+            done.set_result(function())
+            self.cache.taken = False
+            return done
+
+    compute: Any = Meanwhile()
+    compute.cache = cache = StageCache(backend, compute, 8, "exact-tiny")
+    size_bytes = backend.kv_layout.size_bytes(range(2, 6))
+    assert not await cache.lay(BLOCKS, [bytes(size_bytes)])
+    assert not cache.contents
+    assert backend.kv_blocks == 0
 
 
 async def test_there_is_no_cache_ahead_of_what_is_not_held_or_too_large(rig: Rig) -> None:
