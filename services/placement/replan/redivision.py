@@ -1,9 +1,9 @@
 """A new division of nodes and money between models, where one lacks what others have.
 
 A model is otherwise planned for within what the others leave. Where it cannot be served within
-that, all are planned for together: what serves more models is taken, and what serves as many only
-where it beats staying by the hysteresis, weights that load included. Who gives something up keeps a
-pipeline wherever one is to be had.
+that, all are planned for together: what serves more models is taken, or as many and fewer of them
+late; what is equal in both only where it beats staying by the hysteresis, weights that load
+included. Who gives something up keeps a pipeline wherever one is to be had.
 """
 
 from __future__ import annotations
