@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -24,8 +25,11 @@ class Dealing:
     ) -> None:
         """`saved`: the journal's notes as they were recovered."""
         self._journal, self._clock = journal, clock
-        self._noted = frozenset[str](json.loads(saved.get(NOTE, "[]")))
-        self._shares = TenantShares(self._noted)
+        known = frozenset[str](json.loads(saved.get(NOTE, "[]")))
+        self._shares = TenantShares(known)
+        self._noted: frozenset[str] | None = known
+        """Those in the note, or on their way there; None: the journal did not take them."""
+        self._noting: asyncio.Task[None] | None = None
 
     async def reported(
         self, router_id: str, routers: int, demands: Mapping[str, TenantDemand]
@@ -34,10 +38,14 @@ class Dealing:
         is told its own; without the note where the journal takes none."""
         shares = self._shares.reported(router_id, routers, demands, self._clock())
         if (names := self._shares.names) != self._noted:
-            before, self._noted = self._noted, names
-            try:
-                await self._journal.write((Saved(NOTE, json.dumps(sorted(names))),), fsync=True)
-            except ShuntError as error:
-                self._noted = before
-                _log.warning("routers are not noted", extra={"why": error.message})
+            self._noted = names
+            self._noting = asyncio.create_task(self._note(names))
+            await asyncio.shield(self._noting)  # a router that waits no longer ends no note
         return shares
+
+    async def _note(self, names: frozenset[str]) -> None:
+        try:
+            await self._journal.write((Saved(NOTE, json.dumps(sorted(names))),), fsync=True)
+        except ShuntError as error:
+            self._noted = None
+            _log.warning("routers are not noted", extra={"why": error.message})

@@ -1,9 +1,9 @@
 """A new division of nodes and money between models, where one lacks what others have.
 
 A model is otherwise planned for within what the others leave. Where it cannot be served within
-that, all are planned for together: what serves more models is taken, and what serves as many only
-where it beats staying by the hysteresis, weights that load included. Who gives something up keeps a
-pipeline wherever one is to be had.
+that, all are planned for together: what serves more models is taken, or as many and fewer of them
+late; what is equal in both only where it beats staying by the hysteresis, weights that load
+included. Who gives something up keeps a pipeline wherever one is to be had.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def redivide(
         if then < now:
             lacks = "serves fewer models" if then[0] < now[0] else "serves more of them late"
         why = "no division serves more models, or gains enough over the horizon"
-        other = Rejected(NEW, lacks)
-        return Redivision(tuple(whole), stays, False, 0.0, (why,), (other,), complete)
+        late, other = _late(shares, stays), Rejected(NEW, lacks)
+        told = (why, f"it is late: {'; '.join(late)}") if late else (why,)
+        return Redivision(tuple(whole), stays, False, 0.0, told, (other,), complete)
     reasons = tuple(map(_told, shares, problems, stays, news))
     other = Rejected(STAY, _lacks(shares, stays, news, within, more, grows))
     return Redivision(tuple(problems), news, True, more, reasons, (other,), complete)
@@ -187,6 +188,11 @@ def _told(share: Share, problem: Problem, stay: NextPlan, new: NextPlan) -> str:
     return f"{now}; now {shape(stay.pipelines)}, {figures(problem, stay.pipelines)}"
 
 
+def _late(shares: Sequence[Share], plans: Sequence[NextPlan]) -> list[str]:
+    """Which of them are, and by how much."""
+    return [f"{s.name}: {plan.late}" for s, plan in zip(shares, plans, strict=True) if plan.late]
+
+
 def _lacks(
     shares: Sequence[Share],
     stays: Sequence[NextPlan],
@@ -202,10 +208,8 @@ def _lacks(
         return f"no pipeline of {', '.join(starved)}"
     if not within:
         return "it is beyond the limits"
-    late = [
-        f"{share.name}: {stay.late}" for share, stay in zip(shares, stays, strict=True) if stay.late
-    ]
-    if len(late) > sum(bool(new.late) for new in news):
+    late = _late(shares, stays)
+    if len(late) > len(_late(shares, news)):
         return "; ".join(late)
     if grows:
         return "less nodes than the least"

@@ -214,7 +214,7 @@ async def test_routers_share_a_limit(mesh: FakeMesh, ring: KeyRing) -> None:
 async def test_a_router_is_ready_once_it_knows_its_share(mesh: FakeMesh) -> None:
     """Before that it would count itself alone, beside those that hold all there is."""
     mesh.deals.clear()
-    async with mesh.router() as router:
+    async with mesh.router(control_timeout_s=600) as router:  # its report waits as long as we do
         await until(lambda: "share" in getattr(router.router.why_not_ready, "message", ""))
         assert mesh.demands[0].routers == 0, "it was told nothing yet"
         mesh.deals.set()

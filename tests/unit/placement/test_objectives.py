@@ -230,6 +230,23 @@ def test_a_uniform_degree_that_misses_a_target_leaves_the_others(make_costs):
     assert late.pipelines == shuntserve.plan(plain, Unlimited()).pipelines
 
 
+def test_a_search_that_was_cut_at_one_degree_did_not_end_by_itself(make_costs, monkeypatch):
+    """Whichever degree's plan is the best: the other one might have had a better one."""
+    costs, of_degree = make_costs("qwen3-32b", "measured"), shuntserve._plan_at
+    problem = Problem(costs, cluster({"g6.12xlarge": 4}), Objective(uniform_tp=True))
+    whole = shuntserve.plan(problem, Unlimited())
+    assert whole.complete
+    (degree,) = {stage.tp for p in whole.pipelines for stage in p.stages}
+
+    def cut(problem, tp, budget, effort):
+        if tp != degree:
+            raise DeadlineExceeded("its part of the time is over")
+        return of_degree(problem, tp, budget, effort)
+
+    monkeypatch.setattr(shuntserve, "_plan_at", cut)
+    assert shuntserve.plan(problem, Unlimited()) == replace(whole, complete=False)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("speed", [5e-324, 1e-300, 1e-9])
 def test_a_node_slower_than_can_be_counted_ends_no_search(make_costs, name, speed):

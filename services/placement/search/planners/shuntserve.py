@@ -75,14 +75,19 @@ def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
-    found: list[Solution] = []
+    found, cut = list[Solution](), False
     for turn, tp in enumerate(degrees):
-        with suppress(DeadlineExceeded):
+        try:
             found += _plan_at(problem, tp, Part(budget, 1 / (len(degrees) - turn)), effort)
+        except DeadlineExceeded:  # another degree may have a plan within its part of the time
+            cut = True
+    cut = cut or not all(solution.complete for solution in found)
     if timely := [solution for solution in found if not solution.late]:
-        return _better_of(problem, timely, budget)
-    best = _better_of(replace(problem, objective=problem.objective.untimed), found, budget)
-    return replace(best, late=violation(problem, best.pipelines)[0])
+        best = _better_of(problem, timely, budget)
+    else:
+        best = _better_of(replace(problem, objective=problem.objective.untimed), found, budget)
+        best = replace(best, late=violation(problem, best.pipelines)[0])
+    return replace(best, complete=best.complete and not cut)
 
 
 def _better_of(problem: Problem, found: list[Solution], budget: SearchBudget) -> Solution:

@@ -175,6 +175,19 @@ def test_a_division_that_is_less_late_is_made_whatever_it_gains_and_one_that_is_
     assert not kept.change, "the product would rather have the other model's node back"
 
 
+def test_what_stays_although_it_is_late_says_so(share) -> None:  # type: ignore[no-untyped-def]
+    """Each model has the one node that it needs, and no division is less late."""
+    nodes = [node("n-0"), node("n-1")]
+    one = estimate_pipeline(share("a").costs, on(nodes[0])).throughput_rps
+    busy = share("a", workload=Workload(arrival_rate_rps=1.5 * one))
+    busy = replace(busy, objective=Objective(ttft_target_s=60.0))
+    running = (on(nodes[0]),), (on(nodes[1]),)
+    found = redivided(nodes, [busy, share("b")], running, hysteresis=10.0)
+    assert not found.change
+    assert found.reasons[1:] == ("it is late: a: the arrival rate is past saturation",)
+    assert len(redivided(nodes, [share("a"), share("b")], running, hysteresis=10.0).reasons) == 1
+
+
 def test_what_is_above_the_budget_is_brought_below_it_and_serves_both(share) -> None:  # type: ignore[no-untyped-def]
     nodes = [node(f"n-{i}") for i in range(4)]
     running = (tuple(map(on, nodes[:2])), tuple(map(on, nodes[2:])))
