@@ -43,6 +43,7 @@ from services.controller.planning import Planning
 from services.controller.settings import ControllerSettings
 from services.engine.assembly import assemble
 from services.engine.settings import EngineSettings
+from services.engine.starting import StartTrace
 from services.placement.command import client as placement_client
 from services.router import cli as router_cli
 from services.router.heads import Heads
@@ -104,7 +105,7 @@ def _mesh(address: str, path: Path) -> MeshDirectory:
 
 async def _engine_to_controller(address: str, path: Path) -> None:
     chosen = EngineSettings(node_id="node-1", controller=address, tls=TlsSettings())
-    link = engine_main._link(chosen, cast(Any, None), FACTS)
+    link = engine_main._link(chosen, cast(Any, None), FACTS, StartTrace())
     await link._stubs[0].Register(cast(Any, empty_pb2.Empty()), timeout=WAIT_S)
 
 

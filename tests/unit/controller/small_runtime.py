@@ -238,7 +238,7 @@ class Set:
             RuntimeSettings(),
             provider=mesh,
             engines=mesh,
-            kv=KvSources(self.handover, 5.0, clock, lambda _: ()),
+            kv=KvSources(self.handover, 5.0, clock, lambda _: (), fetch_s=60.0),
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),
