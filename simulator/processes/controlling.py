@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -58,7 +59,7 @@ class ControllerMonitor(Protocol):
     def adopted(self, serving: dict[str, str]) -> None: ...
 
 
-class Controlling(Process):
+class Controlling(Process, ABC):
     """One life of a controller, as its parts see it."""
 
     environment: Environment
@@ -66,13 +67,13 @@ class Controlling(Process):
     ledger: Ledger
     cluster: Cluster
 
+    @abstractmethod
     def stir(self) -> None:
         """Something happened to the core, which is asked in a moment."""
-        raise NotImplementedError
 
+    @abstractmethod
     def act(self, actions: Sequence[Action]) -> None:
         """Does what the core asks."""
-        raise NotImplementedError
 
     def ask(
         self,
