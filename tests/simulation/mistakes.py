@@ -867,6 +867,14 @@ MISTAKES = (
         RESPONSES,
     ),
     Mistake(
+        "who reads for nobody takes the place of a client's reader",
+        HEAD,
+        "        if call.for_nobody and held.has_client:\n"
+        '            raise Superseded("a client reads it")\n',
+        "",
+        RESPONSES,
+    ),
+    Mistake(
         "what was to be stored is forgotten",
         RETENTION,
         "        if entry is None or not entry.stored:",
