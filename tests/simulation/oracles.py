@@ -8,7 +8,9 @@ way; 6 usage and finish are the same at every router; 7 a message twice does wha
 rest nothing is left over, and the status agrees with itself; 9 moves are no more than faults and
 planned moves; 10 a planned move samples nothing again; 11 nothing that is read waits behind what is
 not; 19 it is at heads of its own model alone; 30 a head's blocks are counted as often as they are
-used, and what two sequences use is the same of both: model, salt and every id up to its end.
+used, and what two sequences use is the same of both: model, salt and every id up to its end; and
+what is kept under a block's name, taken for it in its place, or gone on from, holds its ids, and
+was written behind the ids that come before them.
 
 Of every core: 12 it raises what is no domain error for nobody.
 
