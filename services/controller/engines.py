@@ -198,7 +198,7 @@ class Engines:
     ) -> int:
         """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
         its stages keep what they hold of them, for `keep_s` at least, but of those that are
-        `replayed`."""
+        `replayed`; they may take as long for it."""
         request = engine_pb2.DrainRequest(
             formation_id=formation_id,
             keep_kv=keep_kv,
@@ -208,7 +208,7 @@ class Engines:
         )
         with _domain_errors():
             stub = self._stub(head.address)
-            reply = await stub.Drain(request, timeout=self._timeouts.drain_s)
+            reply = await stub.Drain(request, timeout=keep_s + self._timeouts.drain_s)
         return reply.sealed_generations
 
     async def copy_ahead(

@@ -60,7 +60,8 @@ class TimingSettings(ServiceSettings):
     dissolve_timeout_s: float = Field(default=1.0, gt=0, le=600)
     """Deadline of its answer to Dissolve."""
     drain_timeout_s: float = Field(default=10.0, gt=0, le=600)
-    """Deadline of its answer to Drain."""
+    """Deadline of its answer to Drain, behind the time that blocks take which travel behind the
+    seal."""
     cancel_timeout_s: float = Field(default=2.0, gt=0, le=600)
     """Deadline of its answer to Cancel."""
     probe_timeout_s: float = Field(default=0.5, gt=0, le=60)

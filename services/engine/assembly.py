@@ -24,6 +24,7 @@ from services.engine.kv_calls import KvCalls, KvReader
 from services.engine.kv_exchange import KvExchange, KvLimits
 from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.neighbours import silent
+from services.engine.peers import Peers
 from services.engine.ranks.group import Patience
 from services.engine.ranks.loader import RankedLoader
 from services.engine.ranks.messages import OfRank
@@ -114,9 +115,8 @@ def assemble(
         settings.kv_flows,
         bytes_per_s=settings.kv_bytes_per_s,
     )
-    exchange = KvExchange(
-        incarnation, limits, KvReader(partial(connect, apart=True)).read, time.monotonic
-    )
+    peers, flows = Peers(connect), Peers(partial(connect, apart=True), apart=True)
+    exchange = KvExchange(incarnation, limits, KvReader(flows).read, time.monotonic)
     memory = Memory(memory_bytes or settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
     return Engine(
         settings.node_id,
@@ -128,7 +128,7 @@ def assemble(
             readers,
             counters,
             time.monotonic,
-            KvCalls(exchange, connect, settings.kv_fetch_s),
+            KvCalls(exchange, peers, settings.kv_fetch_s),
         ),
         kv=exchange,
         counters=counters,
@@ -140,5 +140,6 @@ def assemble(
             settings.core_share,
         ),
         connect=connect,
+        peers=(peers, flows),
         silent=partial(silent, connect=connect, timeout_s=settings.probe_s),
     )

@@ -30,6 +30,7 @@ from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
 from services.engine.kv_exchange import KvExchange
+from services.engine.peers import Peers
 from services.engine.stages import HeldStage, Stages
 from services.model.grammar import LIBRARY
 
@@ -62,6 +63,7 @@ class Engine:
         counters: Counters,
         limits: EngineLimits,
         connect: Callable[[str], grpc.aio.Channel],
+        peers: Sequence[Peers],
         silent: Callable[[Sequence[Member]], Awaitable[tuple[str, ...]]],
     ) -> None:
         self.node_id = node_id
@@ -82,6 +84,7 @@ class Engine:
         self._free.set()
         self._limits = limits
         self._connect = connect
+        self._peers = peers
         self._silent = silent
         self._compute = compute
         self._ending: set[asyncio.Future[None]] = set()
@@ -185,6 +188,7 @@ class Engine:
         if self.formation is not None:
             await self.formation.closed()
         await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*(peers.close() for peers in self._peers))
         await self.stages.close()
         self._compute.close()
 

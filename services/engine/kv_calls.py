@@ -21,24 +21,21 @@ from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import KvExchange, Wanted
 from services.engine.kv_wire import blocks_to, layers_to, layout_to, piece_from, read_to
+from services.engine.peers import Peers
 
 _log = logging.getLogger(__name__)
 
 ANSWER_S = 5.0
 """A stage that is told until when to fill blocks answers no later than this behind that."""
-COPY_S = 5.0
-"""Stages keep what they are told to within this long, or nothing counts on it."""
-
-Connect = Callable[[str], grpc.aio.Channel]
 
 
 class KvCalls:
     """What a head asks of all stages of its formation, its own included."""
 
-    def __init__(self, exchange: KvExchange, connect: Connect, fetch_s: float) -> None:
-        """`fetch_s` is how long blocks may take to come before they are computed, where their
-        source says nothing of it."""
-        self._exchange, self._connect = exchange, connect
+    def __init__(self, exchange: KvExchange, peers: Peers, fetch_s: float) -> None:
+        """`fetch_s` is how long blocks are worth waiting for before they are computed, where
+        nobody says that they are for longer."""
+        self._exchange, self._peers = exchange, peers
         self._fetch_s = fetch_s
 
     async def keep(
@@ -52,16 +49,18 @@ class KvCalls:
     ) -> int | None:
         """Every stage keeps what it holds of these, for so long at least, those first that come
         first; behind the last ones nothing more. So many every stage has room for; None: some stage
-        did not answer, and may be at it yet."""
+        did not answer, and may be at it yet. They have as long for it as whoever fetches the blocks
+        waits for them."""
+        limit_s = max(self._fetch_s, keep_s)
 
         async def here() -> int:
-            async with asyncio.timeout(COPY_S):
+            async with asyncio.timeout(limit_s):
                 return await self._exchange.keep(
                     formation, number, blocks, last=last, keep_s=keep_s
                 )
 
         async def there(member: Member) -> int:
-            async with self._connect(member.address) as channel:
+            async with self._peers.to(member.address) as channel:
                 request = engine_pb2.KeepKvRequest(
                     formation_id=formation.id,
                     blocks=blocks_to(blocks),
@@ -70,7 +69,7 @@ class KvCalls:
                     keep_s=keep_s,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
-                said = await stub.KeepKv(request, timeout=COPY_S)
+                said = await stub.KeepKv(request, timeout=limit_s)
                 return said.kept
 
         return _least(await self._of_all(formation, here, there))
@@ -103,7 +102,7 @@ class KvCalls:
                 kv_blocks=formation.membership.kv_blocks if places else 0,
             )
             try:
-                async with self._connect(member.address) as channel:
+                async with self._peers.to(member.address) as channel:
                     stub = engine_pb2_grpc.EngineServiceStub(channel)
                     said = await stub.StoreKv(request, timeout=limit_s + ANSWER_S)
             except grpc.aio.AioRpcError as error:
@@ -132,7 +131,7 @@ class KvCalls:
         )
         address = heir.members[0].address
         try:
-            async with self._connect(address) as channel:
+            async with self._peers.to(address) as channel:
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.CacheKv(request, timeout=limit_s + ANSWER_S)
         except grpc.aio.AioRpcError as error:
@@ -153,7 +152,7 @@ class KvCalls:
             return filled.blocks
 
         async def there(member: Member) -> int:
-            async with self._connect(member.address) as channel:
+            async with self._peers.to(member.address) as channel:
                 request = engine_pb2.FetchKvRequest(
                     formation_id=formation.id,
                     source=common_wire.kv_source_to(fetch.source),
@@ -175,7 +174,7 @@ class KvCalls:
             return number
 
         async def there(member: Member) -> int:
-            async with self._connect(member.address) as channel:
+            async with self._peers.to(member.address) as channel:
                 request = engine_pb2.EndKvRequest(formation_id=formation.id, number=number)
                 await engine_pb2_grpc.EngineServiceStub(channel).EndKv(request, timeout=ANSWER_S)
                 return number
@@ -217,16 +216,17 @@ def _least(counts: Sequence[int | None]) -> int | None:
 
 
 class KvReader:
-    """Reads blocks of other processes, each time over a connection of its own."""
+    """Reads blocks of other processes, each flow over a connection of its own."""
 
-    def __init__(self, connect: Connect) -> None:
-        self._connect = connect
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
 
     async def read(
         self, member: KvMember, wanted: Wanted, limit_s: float
-    ) -> AsyncGenerator[KvPiece, None]:
-        """Pieces as they come. Raises what the other says, and what comes of its silence."""
-        async with self._connect(member.address) as channel:
+    ) -> AsyncGenerator[KvPiece | None, None]:
+        """Pieces as they come; None: there are none yet. Raises what the other says, and what comes
+        of its silence."""
+        async with self._peers.to(member.address) as channel:
             call = engine_pb2_grpc.EngineServiceStub(channel).ReadKv(
                 read_to(wanted), timeout=limit_s
             )

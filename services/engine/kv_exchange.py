@@ -35,6 +35,8 @@ FILLED_AT_ONCE = 16
 """Blocks that are copied into a cache between two steps."""
 LOOK_S = 0.02
 """Who waits for blocks that may come looks this often."""
+STILL_S = 0.25
+"""Who is waited for, and waits himself, says so this often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,9 @@ class _Part:
     fetched_bytes: int
 
 
-Read = Callable[[KvMember, Wanted, float], AsyncGenerator[KvPiece, None]]
+Read = Callable[[KvMember, Wanted, float], AsyncGenerator[KvPiece | None, None]]
 """Pieces as another process sends them over a connection of its own, for so many seconds at most;
-raises ShuntError."""
+None where it has none yet. Raises ShuntError."""
 
 
 class KvExchange:
@@ -158,14 +160,14 @@ class KvExchange:
 
     async def offered(
         self, wanted: Wanted, living: Callable[[str], KvLayout | None]
-    ) -> AsyncGenerator[KvPiece, None]:
-        """What is kept of blocks, piece by piece; waits for what may come. `living` tells the
-        layout of a formation that the process is in. Raises FailedPrecondition for one that is not
-        known here, and for another layout, InvalidArgument for too many blocks."""
+    ) -> AsyncGenerator[KvPiece | None, None]:
+        """What is kept of blocks, piece by piece; waits for what may come, and says so. `living`
+        tells the layout of a formation that the process is in. Raises FailedPrecondition for one
+        that is not known here, and for another layout, InvalidArgument for too many blocks."""
         if len(wanted.names) > MAX_NAMES:
             raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
         until_s = self._clock() + min(wanted.wait_s, LONGEST_FETCH_S)
-        left = list(wanted.names)
+        left, said_s = list(wanted.names), self._clock()
         while left:
             complete = self._check(wanted, living)
             lacking = []
@@ -179,9 +181,13 @@ class KvExchange:
                     for piece in _pieces(wanted, name, layers, data):
                         await asyncio.sleep(self._rate.wait_s(len(piece.data), self._clock()))
                         yield piece
+                        said_s = self._clock()
             left = lacking
             if complete or self._clock() >= until_s:
                 return
+            if self._clock() - said_s >= STILL_S:
+                yield None
+                said_s = self._clock()
             await asyncio.sleep(LOOK_S)
 
     def _check(self, wanted: Wanted, living: Callable[[str], KvLayout | None]) -> bool:
@@ -343,10 +349,11 @@ class KvExchange:
             ):
                 while True:
                     async with asyncio.timeout(silent_s):
-                        piece = await anext(told, None)
-                    if piece is None:
-                        return
-                    gathering.take(piece)
+                        piece = await anext(told)
+                    if piece is not None:
+                        gathering.take(piece)
+        except StopAsyncIteration:
+            return
         except TimeoutError:
             _log.warning("blocks do not come", extra={"address": member.address})
         except ShuntError as error:

@@ -47,7 +47,10 @@ def read_from(message: engine_pb2.ReadKvRequest) -> Wanted:
     return Wanted(message.formation_id, message.layout, layers, names, max(0.0, message.wait_s))
 
 
-def piece_to(piece: KvPiece) -> engine_pb2.ReadKvResponse:
+def piece_to(piece: KvPiece | None) -> engine_pb2.ReadKvResponse:
+    """None: there is none yet."""
+    if piece is None:
+        return engine_pb2.ReadKvResponse()
     return engine_pb2.ReadKvResponse(
         name=piece.name,
         layers=layers_to(piece.layers),
@@ -56,8 +59,10 @@ def piece_to(piece: KvPiece) -> engine_pb2.ReadKvResponse:
     )
 
 
-def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece:
+def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece | None:
     """Raises InvalidArgument for layers that are none."""
+    if not message.name:
+        return None
     layers = layers_from(message.layers)
     return KvPiece(message.name, layers, message.data, message.checksum)
 

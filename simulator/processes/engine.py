@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -91,7 +92,10 @@ class HeadMonitor(Protocol):
     def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def given_up(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
     def rests(self, batching: Batching) -> None: ...
-    def copied(self, name: bytes, kept: bytes, held: bytes) -> None: ...
+    def holds(self, name: bytes, held: bytes, *, in_place: bool) -> None: ...
+    def found(
+        self, batching: Batching, key: SequenceKey, first: int, held: Sequence[bytes]
+    ) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -472,8 +476,8 @@ class SimulatedEngine(Process):
             return
         for name, block in blocks:
             held = place.stages.block(block)
-            first = self.environment.kept_blocks.setdefault(name, held)
-            self.monitor.copied(name, first, held)
+            self.monitor.holds(name, held, in_place=False)
+            self.environment.kept_blocks.setdefault(name, held)
         place.contents.note(blocks)
 
     def _end_keeping(self, place: Place, leaving: Leaving) -> None:
@@ -668,8 +672,7 @@ class SimulatedEngine(Process):
             return
         for name, block in blocks:
             if (name, block) in place.contents:
-                held = place.stages.block(block)
-                self.monitor.copied(name, self.environment.kept_blocks[name], held)
+                self.monitor.holds(name, place.stages.block(block), in_place=True)
             else:
                 place.stages.fill(block, self.environment.kept_blocks[name])
                 place.contents.written([block])
@@ -701,7 +704,7 @@ class SimulatedEngine(Process):
             self.link_lost(place.formation_id, lost.node_id)
             return
         step = place.steps.pop(0)
-        sampled = place.stages.forward(step)
+        sampled = place.stages.forward(step, partial(self.monitor.found, self.batching))
         keys = {entry.slot: key for key, entry in zip(step.keys, step.batch.steps, strict=True)}
         for token in sampled:
             self.monitor.sampled(self.name, keys[token.slot], token.position, token.token_id)

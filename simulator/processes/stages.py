@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from services.common.errors import InvalidArgument
 from services.common.generation import Sampling
 from services.common.nodes import Member
 from services.engine.backend import BLOCK_SIZE, Sampled, SequenceOpen, SequenceStep, StageFacts
+from services.engine.core.actions import SequenceKey
+from services.engine.core.blocks import blocks_for
 from services.engine.core.scheduler import Step
 from services.model.vocabulary import Vocabulary
 
@@ -22,6 +24,10 @@ VOCABULARY = Vocabulary(
 )
 ID_BYTES = 4
 BLOCK_BYTES = BLOCK_SIZE * ID_BYTES
+DIGEST_BYTES = 4
+Found = Callable[[SequenceKey, int, Sequence[bytes]], None]
+"""A sequence goes on behind blocks that it did not compute: its first such block, and what each of
+them holds."""
 
 
 def token_of(sampling: Sampling, choice: int, ids: bytes, salt: str) -> int:
@@ -39,6 +45,18 @@ def token_of(sampling: Sampling, choice: int, ids: bytes, salt: str) -> int:
 def bytes_of(ids: Iterable[int]) -> bytes:
     """As a cache holds them."""
     return array("I", ids).tobytes()
+
+
+def contents_of(ids: Sequence[int], first: int = 0) -> list[bytes]:
+    """What these ids' full blocks hold, from one of them on: their own ids, and a digest of all
+    that their rows were computed from."""
+    held, digest = bytes_of(ids), 0
+    whole = [held[at : at + BLOCK_BYTES] for at in range(0, len(held), BLOCK_BYTES)]
+    contents = []
+    for block in whole[: len(ids) // BLOCK_SIZE]:
+        digest = zlib.crc32(block, digest)
+        contents.append(block + digest.to_bytes(DIGEST_BYTES, "little"))
+    return contents[first:]
 
 
 def facts_of(member: Member, numerics_class: str) -> StageFacts:
@@ -69,12 +87,15 @@ def _shared(slot: _Slot, entry: SequenceStep) -> bool:
 class SimulatedStages:
     """All stages of a formation, for their caches hold the same. An id is written where its block
     table says and read from there again: a block that two sequences hold changes a text, as it
-    would in an engine."""
+    would in an engine. With its ids a block holds a digest of what was written before them in the
+    sequence, wherever its table says that this is: as keys and values, it is another one behind
+    another beginning."""
 
     def __init__(self, kv_blocks: int, salt: str) -> None:
         self.kv_blocks = kv_blocks
         self._cache = bytearray(kv_blocks * BLOCK_BYTES)
         self._rows = memoryview(self._cache).cast("I")
+        self._digests = array("I", bytes(kv_blocks * DIGEST_BYTES))
         self._slots: dict[int, _Slot] = {}
         self._salt = salt
 
@@ -82,7 +103,7 @@ class SimulatedStages:
         """For another formation: blocks hold what they held."""
         self._slots.clear()
 
-    def forward(self, step: Step) -> list[Sampled]:
+    def forward(self, step: Step, found: Found) -> list[Sampled]:
         """Raises InvalidArgument for a batch that no stage could run."""
         for closed in step.batch.closes:
             if self._slots.pop(closed, None) is None:
@@ -99,6 +120,10 @@ class SimulatedStages:
                 raise InvalidArgument(f"slot {entry.slot} has no {entry.start} rows", field="steps")
             if len(entry.block_table) * BLOCK_SIZE < end:
                 raise InvalidArgument(f"no blocks for {end} rows", field="steps")
+            if entry.start > slot.computed:
+                behind, table = slot.computed // BLOCK_SIZE, entry.block_table
+                others = table[behind : entry.start // BLOCK_SIZE]
+                found(key, behind, [self.block(block) for block in others])
             self._write(entry, step.token_ids[first : first + entry.count])
             first += entry.count
             slot.computed = end
@@ -116,17 +141,25 @@ class SimulatedStages:
 
     def block(self, index: int) -> bytes:
         """What it holds."""
-        return bytes(self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
+        ids = self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        return bytes(ids) + self._digests[index].to_bytes(DIGEST_BYTES, "little")
 
     def fill(self, index: int, data: bytes) -> None:
         """It holds what others have computed."""
-        self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES] = data
+        self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES] = data[:BLOCK_BYTES]
+        self._digests[index] = int.from_bytes(data[BLOCK_BYTES:], "little")
 
     def _write(self, entry: SequenceStep, ids: tuple[int, ...]) -> None:
         rows, table = self._rows, entry.block_table
         for position, token in enumerate(ids, entry.start):
             block, row = divmod(position, BLOCK_SIZE)
             rows[table[block] * BLOCK_SIZE + row] = token
+        end = entry.start + entry.count
+        for index in range(entry.start // BLOCK_SIZE, blocks_for(end)):
+            start = table[index] * BLOCK_BYTES
+            written = min(BLOCK_SIZE, end - index * BLOCK_SIZE) * ID_BYTES
+            before = self._digests[table[index - 1]] if index else 0
+            self._digests[table[index]] = zlib.crc32(self._cache[start : start + written], before)
 
     def _read(self, entry: SequenceStep, end: int) -> bytes:
         starts = [block * BLOCK_BYTES for block in entry.block_table]

@@ -48,6 +48,8 @@ AHEAD = "ahead.py"
 GATHERING = "services/engine/core/gathering.py"
 SHELF = "services/engine/core/shelf.py"
 SHELVES = "shelves.py"
+CONTENTS = "services/engine/core/contents.py"
+SEATS = "seats.py"
 QUOTAS = "services/router/core/quotas.py"
 ADMISSION = "services/router/core/admission.py"
 DISPATCHING = "services/router/core/dispatching.py"
@@ -716,6 +718,29 @@ MISTAKES = (
         AHEAD,
     ),
     Mistake(
+        "what is written over is taken for what it was",
+        CONTENTS,
+        "            self._names.pop(block, None)",
+        "            pass",
+        SEATS,
+        first=3,
+    ),
+    Mistake(
+        "whatever lies in a block's place is taken for it",
+        CONTENTS,
+        "self._names.get(block) == name",
+        "block in self._names",
+        SEATS,
+    ),
+    Mistake(
+        "the block that a step begins with counts as untouched",
+        CONTENTS,
+        "step.block_table[step.start // BLOCK_SIZE : end]",
+        "step.block_table[step.start // BLOCK_SIZE + 1 : end]",
+        SEATS,
+        first=9,
+    ),
+    Mistake(
         "what comes of a block is taken unchecked",
         GATHERING,
         "        return own == piece.checksum",
@@ -864,6 +889,14 @@ MISTAKES = (
         BACKGROUND,
         "        return entry.unread or (",
         "        return entry.unread and (",
+        RESPONSES,
+    ),
+    Mistake(
+        "who reads for nobody takes the place of a client's reader",
+        HEAD,
+        "        if call.for_nobody and held.has_client:\n"
+        '            raise Superseded("a client reads it")\n',
+        "",
         RESPONSES,
     ),
     Mistake(

@@ -37,10 +37,11 @@ from services.engine.core.batching import Batching, Leaving
 from services.engine.core.held import Life
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
+from services.engine.core.sequence import BatchedSequence
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
 from simulator.processes.client import Client
-from simulator.processes.stages import bytes_of, token_of
+from simulator.processes.stages import bytes_of, contents_of, token_of
 
 YIELDS_WITHIN_S = 0.5
 """What nobody reads gives way within this long: the blip, a tick of the head, a step."""
@@ -103,6 +104,10 @@ class GenerationOracle(Watch):
         """Blocks that were to be filled, by formation, where somebody did not say that they are."""
         self._being_kept: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """Blocks that stages are copying for others, by formation."""
+        self.blocks: Counter[str] = Counter()
+        """How often one was taken for what it is named."""
+        self._contents: dict[bytes, bytes] = {}
+        """What a block holds that goes by a name, by the ids of the sequence that named it."""
         self.handed_on: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self._samples: dict[tuple[str, int, int, int], int] = {}
@@ -318,10 +323,23 @@ class GenerationOracle(Watch):
         if lead.scheduler.has_work and not lent:
             self.fail(8, f"{lead.formation_id} stands still, and something waits there")
 
-    def copied(self, name: bytes, kept: bytes, held: bytes) -> None:
-        """A stage has this of a block, of which the first one is kept."""
-        if kept != held:
-            self.fail(30, f"{name.hex()} is what was computed of it, and something else")
+    def holds(self, name: bytes, held: bytes, *, in_place: bool) -> None:
+        """A stage takes this for what goes by a name: it keeps it for others, or has it in the
+        place in which it is wanted."""
+        self.blocks["in place" if in_place else "kept"] += 1
+        if held != self._contents.get(name):
+            self.fail(30, f"what is taken for {name.hex()} is something else")
+
+    def found(
+        self, batching: Batching, key: SequenceKey, first: int, held: Sequence[bytes]
+    ) -> None:
+        """A sequence goes on behind blocks, from its `first` one on, that others have computed."""
+        self.blocks["found"] += len(held)
+        sequence = batching.lead.scheduler.find(key) if batching.lead is not None else None
+        if sequence is not None:
+            end = (first + len(held)) * BLOCK_SIZE
+            if contents_of(sequence.tokens[:end], first) != held:
+                self.fail(30, f"{key} goes on behind blocks of another text")
 
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead
@@ -338,12 +356,19 @@ class GenerationOracle(Watch):
             self.fail(30, f"blocks are used {uses}, and counted as {counted}")
         texts: dict[int, Any] = {}
         for sequence in running:
+            self._note_contents(sequence)
             for index, block in enumerate(sequence.blocks):
                 if uses[block] > 1:
                     request, end = sequence.request, (index + 1) * BLOCK_SIZE
                     text = request.model, request.cache_salt, sequence.tokens[:end]
                     if texts.setdefault(block, text) != text:
                         self.fail(30, f"block {block} is for {text} and for {texts[block]}")
+
+    def _note_contents(self, sequence: BatchedSequence) -> None:
+        names = sequence.names[: sequence.named]
+        if any(name not in self._contents for name in names):
+            contents = contents_of(sequence.tokens[: len(names) * BLOCK_SIZE])
+            self._contents.update(zip(names, contents, strict=True))
 
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""

@@ -8,7 +8,9 @@ way; 6 usage and finish are the same at every router; 7 a message twice does wha
 rest nothing is left over, and the status agrees with itself; 9 moves are no more than faults and
 planned moves; 10 a planned move samples nothing again; 11 nothing that is read waits behind what is
 not; 19 it is at heads of its own model alone; 30 a head's blocks are counted as often as they are
-used, and what two sequences use is the same of both: model, salt and every id up to its end.
+used, and what two sequences use is the same of both: model, salt and every id up to its end; and
+what is kept under a block's name, taken for it in its place, or gone on from, holds its ids, and
+was written behind the ids that come before them.
 
 Of every core: 12 it raises what is no domain error for nobody.
 
@@ -31,7 +33,8 @@ phases are the pipelines', whoever crashes.
 Of responses of the background (oracle_responses.py): 33 whoever was told an id finds its response,
 unless he deleted it, and nobody else ends it; 34 its events are one log: what is read of them, of
 any router, behind a number or not, and what is found of it, is a beginning of that log, which ends
-once and does not change any more; 35 what was deleted is found no more; 36 all of them end.
+once and does not change any more; 35 what was deleted is found no more; 36 all of them end; 37 no
+client's stream gives way to a reader that has no client.
 
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or

@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, markets.py, crowds.py, departures.py, doors.py, background.py and
+schedules.py, ahead.py, seats.py, markets.py, crowds.py, departures.py, doors.py, background.py and
 oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
@@ -27,6 +27,7 @@ from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from schedules import Schedule, table
+from seats import SeatedSchedule
 from shelves import FAULTS, Shelves
 from splits import SplitSchedule
 
@@ -51,11 +52,13 @@ MISTAKE_SEEDS = {
     "departures.py": 100,
     "splits.py": 60,
     "ahead.py": 60,
+    "seats.py": 15,
     "shelves.py": 10,
     "doors.py": 30,
     "background.py": 15,
 }
 AHEAD = 25
+SEATED = 6
 SHELVES = 50
 CROWDS = 8
 DEPARTING = 45
@@ -143,6 +146,20 @@ def test_every_invariant_holds_where_blocks_go_ahead() -> None:
             raise
         went += len(schedule.world.environment.kept_blocks) > 0
     assert went > AHEAD / 4
+
+
+@pytest.mark.timeout(600)
+def test_what_lies_in_its_place_is_what_it_is_named_for() -> None:
+    blocks = Counter[str]()
+    for seed in range(SEATED):
+        schedule = SeatedSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of those in the same seats")
+            raise
+        blocks += schedule.oracle.blocks
+    assert min(blocks[kind] for kind in ("kept", "found", "in place")) > 5 * SEATED
 
 
 @pytest.mark.timeout(600)

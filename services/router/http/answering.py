@@ -44,6 +44,10 @@ class Teller(Protocol):
         """The last of an answer whose readers have ended, well or not."""
         ...
 
+    async def settled(self) -> None:
+        """Returns when that may be told."""
+        ...
+
 
 async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller) -> None:
     """Server-sent events until the end, or until the client has gone."""
@@ -70,15 +74,17 @@ async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller
             ended = all(session.ended for session in sessions) or any(
                 session.error is not None for session in sessions
             )
+            if ended:
+                await teller.settled()
             data = first + b"".join(map(_changes, sessions)) + teller.told()
             first = b""
             if ended:
                 data += teller.ending()
-            if not data and not any(session.comment_due for session in sessions):
+            if not (data or ended) and not any(session.comment_due for session in sessions):
                 continue
             for session in sessions:
                 session.write_began()
-            await exchange.write(data or COMMENT, more=not ended)
+            await exchange.write(data or (b"" if ended else COMMENT), more=not ended)
             for session in sessions:
                 session.written()
             if ended:
@@ -128,6 +134,9 @@ class Chunks:
         return b"".join(
             answers.chunks(session.transcript.take()) for answers, session in self._answers
         )
+
+    async def settled(self) -> None:
+        pass
 
     def ending(self) -> bytes:
         sessions = [session for _, session in self._answers]

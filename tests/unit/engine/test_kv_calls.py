@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import grpc
 from services.common.exchange import KvSource
 from services.engine.core.incoming import KvFetch
 from services.engine.kv_calls import KvCalls
+from services.engine.peers import Peers
 
 
 class Failing:
@@ -53,17 +55,38 @@ async def test_blocks_are_waited_for_as_long_as_their_grant_says() -> None:
 
     slow: Any = Slow()
     formation: Any = Alone()
-    calls = KvCalls(slow, nobody, 5.0)
+    calls = KvCalls(slow, Peers(nobody), 5.0)
     for source in (KvSource("g", ()), KvSource("g", (), 40.0)):
         assert await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),))) == 1
     assert Slow.waited_s == [5.0, 40.0]
+
+
+async def test_blocks_may_take_as_long_to_be_kept_as_they_are_worth_waiting_for() -> None:
+    """By the process or, where that is longer, by who drains."""
+
+    class Slow(Failing):
+        def __init__(self) -> None:
+            self.copied = asyncio.Event()
+
+        async def keep(self, *asked: Any, **more: Any) -> int:
+            await self.copied.wait()
+            return 1
+
+    slow: Any = Slow()
+    formation: Any = Alone()
+    calls = KvCalls(slow, Peers(nobody), 0.01)
+    assert await calls.keep(formation, 1, [(b"a", 0)], last=True) is None
+    keeping = asyncio.create_task(calls.keep(formation, 1, [(b"a", 0)], last=True, keep_s=60.0))
+    await asyncio.sleep(0.05)
+    slow.copied.set()
+    assert await keeping == 1
 
 
 async def test_a_heads_own_stage_that_fails_at_blocks_does_not_answer() -> None:
     """A drain goes on without them: what it has sealed is computed again."""
     failing: Any = Failing()
     formation: Any = Alone()
-    calls = KvCalls(failing, nobody, 60.0)
+    calls = KvCalls(failing, Peers(nobody), 60.0)
     assert await calls.keep(formation, 1, [(b"a", 0)], last=True) is None
     assert await calls.fetch(formation, KvFetch(2, KvSource("g", ()), ((b"a", 0),))) is None
     assert await calls.end(formation, 1)

@@ -19,7 +19,7 @@ from services.engine.backend import BLOCK_SIZE, Batch, Hidden, SequenceOpen, Seq
 from services.engine.core.contents import Contents
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
-from services.engine.kv_exchange import KvExchange, KvLimits, Wanted
+from services.engine.kv_exchange import STILL_S, KvExchange, KvLimits, Wanted
 from tests.contract.engine.tiny import LAYERS, TinyBackend, expected_ids
 
 TEXTS = [[5 + (7 * i + 13 * n) % 500 for i in range(65)] for n in range(2)]
@@ -71,7 +71,9 @@ def compute(place: Place, text: Sequence[int], start: int = 0) -> int:
     return int(sampled.token_id)
 
 
-def nobody(member: KvMember, wanted: Wanted, limit_s: float) -> AsyncGenerator[KvPiece, None]:
+def nobody(
+    member: KvMember, wanted: Wanted, limit_s: float
+) -> AsyncGenerator[KvPiece | None, None]:
     raise AssertionError("nobody was to be asked")
 
 
@@ -167,7 +169,7 @@ class Liar:
 
     async def read(
         self, member: KvMember, wanted: Wanted, limit_s: float
-    ) -> AsyncGenerator[KvPiece, None]:
+    ) -> AsyncGenerator[KvPiece | None, None]:
         at, place = self._chance.randrange(len(wanted.names)), 0
         self.faults += 1
         layout = stage().kv_layout
@@ -244,7 +246,7 @@ async def test_what_is_not_there_yet_is_waited_for_and_no_longer_than_is_said() 
 
     async def read() -> list[bytes]:
         told = exchange.offered(wanted, lambda _: place.kv_layout)
-        return [piece.name async for piece in told]
+        return [piece.name async for piece in told if piece is not None]
 
     reading = asyncio.create_task(read())
     await asyncio.sleep(0)
@@ -254,6 +256,35 @@ async def test_what_is_not_there_yet_is_waited_for_and_no_longer_than_is_said() 
     assert await reading == NAMES[0]
     wanted = replace(wanted, names=[b"never"], wait_s=0.0)
     assert await read() == []
+
+
+async def test_who_waits_for_what_is_kept_says_so_and_is_waited_for() -> None:
+    """Silence is of one that is gone."""
+    now_s = 0.0
+    old = KvExchange("old", LIMITS, nobody, lambda: now_s)
+    place, blocks = stage(), list(zip(NAMES[0], TABLE, strict=False))
+    compute(place, TEXTS[0])
+    wanted = Wanted("f", place.kv_layout.name, range(LAYERS), NAMES[0], 60.0)
+    told = old.offered(wanted, lambda _: place.kv_layout)
+    for _ in range(2):
+        waiting = asyncio.ensure_future(anext(told))
+        await asyncio.sleep(0)
+        now_s += STILL_S
+        assert await waiting is None
+    await old.keep(place, 1, blocks, last=True)  # type: ignore[arg-type]
+    pieces = [piece async for piece in told]
+
+    async def read(*asked: Any) -> AsyncGenerator[KvPiece | None, None]:
+        for piece in (None, *pieces[:1], None, None, *pieces[1:]):
+            yield piece
+
+    empty = stage()
+    new = KvExchange("new", replace(LIMITS, flows=1), read, time.monotonic)
+    came = await new.fetch(empty, 1, SOURCE, blocks, 60.0)  # type: ignore[arg-type]
+    assert came.blocks == BLOCKS
+    assert empty.backend.export_blocks(TABLE[:BLOCKS]) == place.backend.export_blocks(
+        TABLE[:BLOCKS]
+    )
 
 
 async def test_what_lies_in_its_place_is_neither_fetched_nor_filled() -> None:
@@ -282,12 +313,12 @@ async def test_what_lies_in_its_place_is_neither_fetched_nor_filled() -> None:
 
 def other_read(
     exchange: KvExchange, member: KvMember, wanted: Wanted, limit_s: float
-) -> AsyncGenerator[KvPiece, None]:
+) -> AsyncGenerator[KvPiece | None, None]:
     """As another process does."""
     return exchange.offered(wanted, lambda _: None)
 
 
-async def silence() -> AsyncGenerator[KvPiece, None]:
+async def silence() -> AsyncGenerator[KvPiece | None, None]:
     """Of one that has nothing."""
     for piece in ():
         yield piece
@@ -309,7 +340,7 @@ async def test_what_has_no_room_where_it_goes_is_told_apart_from_what_does_not_c
 
     async def read(
         member: KvMember, wanted: Wanted, limit_s: float
-    ) -> AsyncGenerator[KvPiece, None]:
+    ) -> AsyncGenerator[KvPiece | None, None]:
         async for piece in honest.offered(wanted, lambda _: None):
             yield piece
 
@@ -328,7 +359,7 @@ async def test_a_fetch_holds_no_more_than_its_window_at_a_time() -> None:
 
     async def read(
         member: KvMember, wanted: Wanted, limit_s: float
-    ) -> AsyncGenerator[KvPiece, None]:
+    ) -> AsyncGenerator[KvPiece | None, None]:
         windows.append(list(wanted.names))
         async for piece in honest.offered(wanted, lambda _: None):
             yield piece
