@@ -164,9 +164,10 @@ class Exchange:
         return bytes(data)
 
     @contextmanager
-    def leaving(self, left: Callable[[], object]) -> Iterator[None]:
+    def leaving(self, left: Callable[[], object] = _nothing) -> Iterator[None]:
         """Calls `left` once if the client goes within the block, or has gone before; the body has
-        been read. One task watches for all such blocks of a request."""
+        been read. `disconnected` is true from then on. One task watches for all such blocks of a
+        request."""
         before, self._left = self._left, left
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._until_disconnected())
