@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from bench.mesh_end import ends_with_us
 from services.cli.mesh_directory import MeshDirectory
 from services.cli.mesh_status import mesh_status
 
@@ -81,7 +82,12 @@ class Mesh:
             await asyncio.sleep(0.2)
 
 
-async def run_shunt(*arguments: str, timeout_s: float, env: Mapping[str, str] | None = None) -> str:
+async def run_shunt(
+    *arguments: str,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> str:
     """Runs the command line in a process of its own; raises RuntimeError with what it said."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -91,9 +97,14 @@ async def run_shunt(*arguments: str, timeout_s: float, env: Mapping[str, str] | 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=dict(env) if env is not None else None,
+        pass_fds=tuple(pass_fds),
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+    except asyncio.CancelledError:
+        process.terminate()  # what it has started ends with it
+        await process.communicate()
+        raise
     except TimeoutError:
         process.kill()
         out, err = await process.communicate()
@@ -126,32 +137,35 @@ async def running(
     pipelines: int = 2,
     store: Path | None = None,
 ) -> AsyncIterator[Mesh]:
-    """A mesh that is up inside the block and down behind it; `options` are more ones of `shunt up`,
-    of which `pipelines` come. What `store` holds need not be imported: its files are linked."""
+    """A mesh that is up inside the block and down behind it, or when this process is killed;
+    `options` are more ones of `shunt up`, of which `pipelines` come. What `store` holds need not be
+    imported: its files are linked."""
     if store is not None:
         shutil.copytree(store, data_dir / "store", copy_function=os.link)
     first = free_ports(2 * routers)
     mesh = Mesh(data_dir, http_port=first, grpc_port=first + routers, routers=routers)
-    try:
-        await run_shunt(
-            "up",
-            "--detach",
-            "--routers",
-            str(routers),
-            "--http-port",
-            str(mesh.http_port),
-            "--grpc-port",
-            str(mesh.grpc_port),
-            "--data-dir",
-            str(data_dir),
-            *options,
-            timeout_s=UP_TIMEOUT_S,
-            env=env,
-        )
-        await mesh.until_ready(pipelines)
-        yield mesh
-    finally:
-        await mesh.shunt("down")
+    with ends_with_us(data_dir) as held:
+        try:
+            await run_shunt(
+                "up",
+                "--detach",
+                "--routers",
+                str(routers),
+                "--http-port",
+                str(mesh.http_port),
+                "--grpc-port",
+                str(mesh.grpc_port),
+                "--data-dir",
+                str(data_dir),
+                *options,
+                timeout_s=UP_TIMEOUT_S,
+                env=env,
+                pass_fds=[held],
+            )
+            await mesh.until_ready(pipelines, UP_TIMEOUT_S)
+            yield mesh
+        finally:
+            await mesh.shunt("down")
 
 
 @dataclass

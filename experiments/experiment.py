@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from experiments.table import Column, Rows, markdown, rounded
+from experiments.table import Column, Rows, markdown, rounded, without_measured
 
 HERE = Path(__file__).parent
 EXPECTED, README = "expected.json", "README.md"
@@ -37,6 +37,8 @@ class Ground:
     """Where public traces and measurements lie; rows of those that are not there are left out."""
     report: Path | None = None
     """A folder for reports of what was simulated."""
+    measures: bool = True
+    """Also what only a mesh on this machine can tell."""
 
     def public(self, name: str) -> Path | None:
         """A file or folder of public data, if it is there."""
@@ -65,9 +67,13 @@ class Experiment:
         found: dict[str, Rows] = json.loads(file.read_text()) if file.exists() else {}
         return found
 
-    def write(self, size: Size, rows: Rows) -> None:
-        """Checks in what was found, and shows the largest size there is in the README."""
-        by_size = self.expected() | {size.value: rounded(self._kept(size, rows))}
+    def write(self, size: Size, rows: Rows, *, measured: bool = False) -> None:
+        """Checks in what was found, and shows the largest size there is in the README. What is of
+        the machine stays as it is written, but where it was `measured` to be written."""
+        written = self.expected()
+        if not measured:
+            rows = without_measured(self.columns, rows, written.get(size.value, {}))
+        by_size = written | {size.value: rounded(self._kept(size, rows))}
         ordered = {one.value: by_size[one.value] for one in Size if one.value in by_size}
         (self.path / EXPECTED).write_text(json.dumps(ordered, indent=1) + "\n")
         readme = self.path / README
@@ -76,7 +82,11 @@ class Experiment:
 
     def _kept(self, size: Size, rows: Rows) -> Rows:
         """Of tiny runs only what is compared."""
-        left = {one.name for one in self.columns if not one.compared and size is Size.TINY}
+        left = {
+            one.name
+            for one in self.columns
+            if size is Size.TINY and (one.measured or not one.compared)
+        }
         return {
             row: {name: cell for name, cell in cells.items() if name not in left}
             for row, cells in rows.items()

@@ -24,8 +24,9 @@ class Column:
     name: str
     form: str = ".3g"
     compared: bool = True
-    """Otherwise it tells of the machine that it was measured on, or of one of several answers that
-    are as good."""
+    """Otherwise it tells of one of several answers that are as good."""
+    measured: bool = False
+    """It tells of the machine that it was found on: never compared, and written only when asked."""
 
     def text(self, cell: Cell) -> str:
         """As people read it."""
@@ -45,6 +46,16 @@ def rounded(rows: Rows) -> Rows:
     }
 
 
+def without_measured(columns: Sequence[Column], found: Rows, written: Rows) -> Rows:
+    """What was found, but of the machine what is written already, row by row."""
+    measured = [one.name for one in columns if one.measured]
+    return {
+        row: {name: cell for name, cell in cells.items() if name not in measured}
+        | {name: cell for name, cell in written.get(row, {}).items() if name in measured}
+        for row, cells in found.items()
+    }
+
+
 def differences(
     columns: Sequence[Column], expected: Rows, found: Rows, *, whole: bool = True
 ) -> list[str]:
@@ -53,7 +64,7 @@ def differences(
     told = [f"{row}: was not expected" for row in found if row not in expected]
     told += [f"{row}: is missing" for row in expected if whole and row not in found]
     for row in (row for row in expected if row in found):
-        for column in (column for column in columns if column.compared):
+        for column in (one for one in columns if one.compared and not one.measured):
             was, is_ = expected[row].get(column.name), found[row].get(column.name)
             if not _same(is_, was):
                 texts = (column.text(cell) or "nothing" for cell in (is_, was))

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -91,6 +92,8 @@ class FakeMesh:
         self.refusal: ShuntError | None = None
         """What heads answer to a new call."""
         self.journal: dict[str, Journaled] = {}
+        self.looked: Counter[str] = Counter()
+        """GetGeneration calls, by name."""
         self.deleted: set[str] = set()
         self.alive = [True] * heads
         self.numerics = ["fake"] * heads
@@ -528,7 +531,9 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
         entry = self._mesh.journal.get(message.generation_id)
         if entry and message.HasField("tenant") and entry.request.tenant != message.tenant:
             await abort_with(context, NotFound("no such generation", field="generation_id"))
-        _end(self._mesh, message)
+        finished = controller_pb2.GENERATION_STATE_FINISHED
+        if entry is None or self._view(entry).state != finished:
+            _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 
     async def ClaimGeneration(self, message: Any, context: Any) -> Any:
@@ -573,6 +578,7 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
         return wire_demand.shares_to(shares)
 
     async def GetGeneration(self, message: Any, context: Any) -> Any:
+        self._mesh.looked[message.generation_id] += 1
         entry = self._mesh.journal.get(message.generation_id)
         if entry is None:
             await abort_with(context, NotFound("no such generation", field="generation_id"))

@@ -32,8 +32,8 @@ COLUMNS = (
     Column("mean share of the best", ".4f"),
     Column("least share", ".4f"),
     Column("found none", ".0f"),
-    Column("mean s", ".3f", compared=False),
-    Column("longest s", ".3f", compared=False),
+    Column("mean s", ".3f", measured=True),
+    Column("longest s", ".3f", measured=True),
 )
 
 

@@ -37,16 +37,16 @@ CALM_S = 1800.0
 """Of a zone, between two changes."""
 COLUMNS = (
     Column("planned req/s", ".4g"),
-    Column("first plan s", ".2f", compared=False),
-    Column("next plan s", ".2f", compared=False),
+    Column("first plan s", ".2f", measured=True),
+    Column("next plan s", ".2f", measured=True),
     Column("finished", ".0f"),
     Column("running", ".0f"),
     Column("taken", ".0f"),
     Column("TPOT p50 s", ".3f"),
-    Column("start s", ".2f", compared=False),
-    Column("CPU s", ".1f", compared=False),
-    Column("simulated s / s", ".3g", compared=False),
-    Column("peak MiB", ".0f", compared=False),
+    Column("start s", ".2f", measured=True),
+    Column("CPU s", ".1f", measured=True),
+    Column("simulated s / s", ".3g", measured=True),
+    Column("peak MiB", ".0f", measured=True),
 )
 Result = TypeVar("Result")
 

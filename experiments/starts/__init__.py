@@ -11,7 +11,7 @@ from statistics import median
 from experiments.experiment import Experiment, Ground, Size
 from experiments.fleets import Play, played, scenario_at
 from experiments.starts.parts import Event, Parts, parts_of
-from experiments.starts.rows import FORM, LOAD, PROCESS, ROWS, WHOLE
+from experiments.starts.rows import FORM, LOAD, PROCESS, ROWS, SIMULATED_ROWS, WHOLE
 from experiments.table import Cell, Column, Rows
 
 FOLDER = Path(__file__).parent
@@ -24,7 +24,7 @@ KILLS = {Size.QUICK: 3, Size.FULL: 12}
 """Of nodes of the local mesh; a tiny run has none."""
 LOADS = {Size.QUICK: 1, Size.FULL: 5}
 """From each source."""
-COLUMNS = (*(Column(name, ".2f") for name in SIMULATED), Column(MESH, ".2f", compared=False))
+COLUMNS = (*(Column(name, ".2f") for name in SIMULATED), Column(MESH, ".2f", measured=True))
 
 
 def measure(ground: Ground) -> Rows:
@@ -40,12 +40,11 @@ def measure(ground: Ground) -> Rows:
             Event(one.at_s, one.kind, one.node_id, one.pipeline_id) for one in outcome.happened
         )
         columns[column] = medians(parts_of(events))
-    if ground.size in KILLS:
+    if ground.size in KILLS and ground.measures:
         columns[MESH] = _measured(ground.size)
     return {
         row: {column: cells[row] for column, cells in columns.items() if row in cells}
-        for row in ROWS
-        if any(row in cells for cells in columns.values())
+        for row in (ROWS if ground.size in KILLS else SIMULATED_ROWS)
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench import mesh as meshes
 from bench.otlp import ReceivedSpan, Receiver
@@ -18,7 +19,9 @@ from experiments.starts.parts import Event, Parts, parts_of
 from experiments.starts.rows import IMPORTS, MADE, OF_LOAD, REGISTERS, TOLD
 
 MODEL = meshes.MODEL
-SPANS_S = 60.0
+SERVES_S = 300.0
+"""Until a lost node's successor serves; a busy machine takes ten times what an idle one does."""
+SPANS_S = 120.0
 """Spans leave a process half a second behind their end."""
 
 
@@ -38,10 +41,9 @@ async def starts(data_dir: Path, kills: int) -> list[Start]:
     try:
         async with meshes.running(data_dir, env=env) as mesh:
             for number in range(kills):
-                status = await mesh.until_ready(2)
-                await _kill(status, number)
-                await _until_lost(mesh, number + 1)
-            await mesh.until_ready(2)
+                lost = _kill(await mesh.until_ready(2, SERVES_S), number)
+                await _until_lost(mesh, lost)
+            await mesh.until_ready(2, SERVES_S)
             found = parts_of(map(_event, await _events(mesh)))[-kills:]
             await meshes.until(
                 lambda: all(_is_told(one.node, receiver.spans()) for one in found), SPANS_S
@@ -51,21 +53,22 @@ async def starts(data_dir: Path, kills: int) -> list[Start]:
         receiver.stop()
 
 
-async def _kill(status: dict[str, object], number: int) -> None:
-    """The last stage of one pipeline or the other."""
-    pipelines: list[dict[str, list[dict[str, str]]]] = status["pipelines"]  # type: ignore[assignment]
-    nodes: list[dict[str, int | str]] = status["nodes"]  # type: ignore[assignment]
-    last = pipelines[number % len(pipelines)]["stages"][-1]["node"]
-    os.kill(int(next(node["pid"] for node in nodes if node["id"] == last)), signal.SIGKILL)
+def _kill(status: dict[str, Any], number: int) -> str:
+    """The last stage of one pipeline or the other, which is returned."""
+    pipelines = status["pipelines"]
+    last: str = pipelines[number % len(pipelines)]["stages"][-1]["node"]
+    os.kill(next(node["pid"] for node in status["nodes"] if node["id"] == last), signal.SIGKILL)
+    return last
 
 
-async def _until_lost(mesh: meshes.Mesh, count: int) -> None:
-    """So many nodes have been lost: before that the pipeline is told to be ready still."""
-    lost = 0
-    async with asyncio.timeout(meshes.UP_TIMEOUT_S):
-        while lost < count:
-            await asyncio.sleep(0.2)
-            lost = sum(one["kind"] == "node_lost" for one in await _events(mesh))
+async def _until_lost(mesh: meshes.Mesh, node: str) -> None:
+    """It is known to be: before that its pipeline is told to be ready still."""
+    async with asyncio.timeout(SERVES_S):
+        while True:
+            nodes = (await mesh.status())["nodes"]
+            if all(one["id"] != node or one["state"] == "lost" for one in nodes):
+                return
+            await asyncio.sleep(0.05)
 
 
 async def _events(mesh: meshes.Mesh) -> list[dict[str, object]]:

@@ -33,6 +33,7 @@ DISK, PEER, S3 = (
     "half the weights, of another node",
     "half the weights, of S3",
 )
+SIMULATED_ROWS = (PROCESS, LOAD, FORM, WHOLE)
 ROWS = (
     PROCESS,
     *(MADE, IMPORTS, REGISTERS),
@@ -43,3 +44,4 @@ ROWS = (
     WHOLE,
     *(DISK, PEER, S3),
 )
+"""Behind and between those that are simulated, what only a real mesh tells."""

@@ -22,6 +22,8 @@ from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.places.s3 import S3Backend
 
 WEIGHTS = "engine.load.weights"
+LOADS_S = 300.0
+"""Of a process that loads; on an idle machine it takes five."""
 
 
 def seconds(store: Path, model_id: str, root: Path, times: int) -> dict[str, float]:
@@ -53,7 +55,10 @@ def _cold(settings: Mapping[str, str], model: ModelRef, root: Path, times: int) 
 def _loaded(store: str, model: ModelRef) -> float:
     command = [sys.executable, "-m", "experiments.starts.loading"]
     said = subprocess.run(
-        [*command, store, model.model_id, model.digest], check=True, capture_output=True
+        [*command, store, model.model_id, model.digest],
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=LOADS_S,
     )
     return float(json.loads(said.stdout)[WEIGHTS])
 

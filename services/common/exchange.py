@@ -89,6 +89,8 @@ class GenerateCall:
     hand_on: bool = False
     """Where nothing was sampled of it yet: it is sealed behind its first token, to go on
     elsewhere."""
+    for_nobody: bool = False
+    """Its reader has no client: it takes the place of no reader that has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,10 +202,10 @@ class LedgerRuntime:
         self._check_usable()
         self._check_room()
         incarnation = self._ledger.head_of(generation_id)
-        await self._settle(
+        runs = await self._settle(
             self._ledger.cancel(generation_id, choice, reason, length, self._clock(), tenant)
         )
-        return self._head(incarnation)
+        return self._head(incarnation) if runs else None
 
     async def view(self, generation_id: str) -> GenerationView:
         """What the journal holds; raises NotFound."""

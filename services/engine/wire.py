@@ -169,6 +169,7 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         wire.kv_source_from(message.kv_source) if message.HasField("kv_source") else None,
         message.reader,
         message.hand_on,
+        message.for_nobody,
     )
 
 

@@ -47,6 +47,7 @@ class Background:
             session.close()
             return
         session.resumable = True
+        session.read_for_nobody()
         self._start(session.generation_id, self._read(session))
 
     def leave(self) -> None:

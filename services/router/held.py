@@ -7,6 +7,7 @@ import contextvars
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from services.common import wire
 from services.common.errors import (
@@ -16,7 +17,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.common.exchange import GenerationView
+from services.common.exchange import GenerationState, GenerationView
 from services.common.generation import CancelReason
 from services.common.tenants import NOBODY, Tenant
 from services.router.ask import Ask
@@ -99,22 +100,21 @@ class Held:
         return None
 
     async def cancel(self, generation_id: str, tenant: Tenant = NOBODY) -> None:
-        """Ends a generation for good; taken when this returns. Raises InvalidArgument, NotFound
-        for another tenant's, Unavailable."""
+        """Ends a generation for good, where it has not ended; taken when this returns. Raises
+        InvalidArgument, NotFound for another tenant's, Unavailable."""
         wire.generation_id_from(generation_id)
         if tenant.name:
             await self._check_not_anothers(generation_id, tenant)
         await self._controller.cancel(generation_id, CancelReason.CLIENT, tenant=tenant.name)
+        view = None
+        with suppress(ShuntError):  # its head learns from the controller
+            view = await self._controller.generation(generation_id)
+        if view is not None and view.state is GenerationState.FINISHED:
+            return  # it had ended: whoever reads it is about to hear so
         sessions = self._following(generation_id)
         for session in sessions:
             session.cancel()
-        if sessions:
-            return
-        try:
-            view = await self._controller.generation(generation_id)
-        except ShuntError:
-            return  # its head learns from the controller
-        if view.head is not None:
+        if not sessions and view is not None and view.head is not None:
             cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
             self._cancels.tell_head(cancel, contextvars.copy_context())
 

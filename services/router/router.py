@@ -332,6 +332,8 @@ class Router:
                 self.quotas.check_stream(tenant, generation_id)
             session = self._session(view.request, model, position)
         session.resumable = True
+        if tenant is None:
+            session.read_for_nobody()
         try:
             session.rejoin(view)
             while not (session.transcript.caught_up or session.ended):

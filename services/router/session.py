@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from opentelemetry import trace
@@ -20,7 +20,7 @@ from services.common.errors import (
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Closed, GenerationView, Route
+from services.common.exchange import Closed, GenerationState, GenerationView, Route
 from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
@@ -43,7 +43,9 @@ from services.router.metrics import TenantSeries
 from services.router.pipelines import PipelineTable
 
 _log = logging.getLogger(__name__)
-
+END_LOOK_S = 0.005
+"""A head tells the journal of an end when it tells its reader."""
+END_LOOK_MAX_S = 0.1
 
 _READERS_OWN = (Cancelled, Superseded, FailedPrecondition, OutOfRange)
 """A reader gave up, came back elsewhere, or asked for an event that is none of this stream."""
@@ -211,6 +213,28 @@ class Session:
         while not (self._follower.epoch or self.ended):
             await self.wake.wait()
             self.wake.clear()
+
+    async def end_kept(self) -> None:
+        """Of what is kept for long and has ended well: returns when the journal knows that, so that
+        whoever was told finds it so; or after `resume_timeout_s`, for a controller that is away
+        withholds no answer."""
+        terms, ended_well = self.request.response, self.error is None or self.stuck
+        if terms is None or not (terms.store and ended_well):
+            return
+        pause_s = END_LOOK_S
+        give_up_s = self._clock() + self._follower.settings.resume_timeout_s
+        while self._clock() < give_up_s:
+            with suppress(ShuntError):
+                view = await self._controller.generation(self.generation_id)
+                if view.state is not GenerationState.OPEN:
+                    return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, END_LOOK_MAX_S)
+
+    def read_for_nobody(self) -> None:
+        """It has no client, and reads so that the generation runs on; any client that comes to read
+        has the generation for itself."""
+        self._follower.for_nobody = True
 
     def cancel(self) -> None:
         """The client gives the generation up."""

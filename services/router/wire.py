@@ -70,6 +70,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         kv_source=None if call.kv_source is None else wire.kv_source_to(call.kv_source),
         reader=call.reader,
         hand_on=call.hand_on,
+        for_nobody=call.for_nobody,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
 

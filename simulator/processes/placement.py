@@ -186,7 +186,15 @@ class SimulatedPlacement(Process):
 
     def divide(self, reply: Reply, question: Dividing) -> None:
         """The next plan of all models, after a while."""
-        self._answers(reply, partial(next_division, self.judge), question)
+
+        def answer(question: Dividing) -> NextPlan:
+            found = next_division(self.judge, question)
+            if found.plan is None:
+                return found
+            running = [pipeline for _, pipeline in question.running]
+            return replace(found, plan=in_phases(found.plan, self._phases, running))
+
+        self._answers(reply, answer, question)
 
     def _answers(self, reply: Reply, answer: Callable[[Asked], NextPlan], question: Asked) -> None:
         random, (least_s, most_s) = self.environment.random, SEARCH_S
@@ -256,12 +264,15 @@ def next_division(judge: Judge, question: Dividing) -> NextPlan:
     found = redivide(nodes, shares, changes, limits, Unlimited())
     if not found.change:
         return NextPlan(None, 0.0, found.reasons)
-    deployments, made = list[Deployment](), 0
+    deployments, late, made = list[Deployment](), list[str](), 0
     for goal, share, plan in zip(question.goals, shares, found.plans, strict=True):
         if plan.pipelines:
             deployments.append(deployment(goal, plan.pipelines, share.costs, known, made))
             made += len(plan.pipelines)
-    return NextPlan(Plan(question.number, tuple(deployments)), found.gain, found.reasons)
+            if plan.late:
+                late.append(f"{share.name}: {plan.late}")
+    why = Why(found.reasons, late="; ".join(late))
+    return NextPlan(Plan(question.number, tuple(deployments), why), found.gain, found.reasons)
 
 
 def objective_of(aim: Aim, budget_per_hour: float = 0.0) -> Objective:

@@ -10,6 +10,7 @@ from services.common.errors import DeadlineExceeded, ResourceExhausted, ShuntErr
 from services.common.exchange import (
     Closed,
     Frame,
+    GenerationState,
     GenerationView,
     Left,
     PrefixNews,
@@ -42,6 +43,9 @@ CLAIM_EVERY_S = 1.0
 CLAIMED_AT_ONCE = 32
 MAX_UNREAD_BYTES = 1024
 WRITE_TIMEOUT_S = 2.0
+END_LOOK_S = 0.02
+END_WAIT_S = 10.0
+"""For the journal to know an end that is told."""
 
 
 class RouterMonitor(Protocol):
@@ -73,6 +77,7 @@ class Following:
         self.client = client
         environment = router.environment
         self.follower = Follower(request, environment.settings.follower, environment.draw_id())
+        self.follower.for_nobody = client is None
         self.transcript = Transcript(request, self.follower.runs, VOCABULARY, after)
         self.reading = Reading(
             self.follower,
@@ -87,6 +92,8 @@ class Following:
         """Its client wants one answer in the end, and has nothing to come back by before."""
         self.named = False
         """Its client knows what to ask for."""
+        self._told_had = after is None
+        self._looks_for_end = self._end_is_known = False
         self._streams: dict[int, Stream] = {}
         self._writing_s: float | None = None
         """Since when its client does not read."""
@@ -144,7 +151,7 @@ class Following:
 
     def keep(self) -> None:
         """Its client is gone, and it is read on."""
-        self.client = None
+        self.client, self.follower.for_nobody = None, True
         self._tell()
 
     def _tell(self) -> None:
@@ -169,6 +176,13 @@ class Following:
             self.named = True
             if self.follower.request.runs_unread:
                 self.client.send(self.router, ("named",))
+        ended_well = self.reading.ended and self.reading.error is None
+        if self._is_stored and ended_well and not self._end_is_known:
+            self._look_for_end(self.router.clock.now_s + END_WAIT_S)
+            return
+        if self._is_stored and self.transcript.caught_up and not self._told_had:
+            self._told_had = True
+            self.client.send(self.router, ("had", self.transcript.had(0)))
         for delta in self.transcript.take():
             cached = self.transcript.usage.cached_tokens
             self.client.send(self.router, ("delta", delta, cached))
@@ -179,6 +193,31 @@ class Following:
                 usage, end_id = self.transcript.usage, self.transcript.end_id()
             self.client.send(self.router, ("end", self.reading.error, usage, end_id))
             self.client.close(self.router)
+
+    @property
+    def _is_stored(self) -> bool:
+        terms = self.follower.request.response
+        return terms is not None and terms.store
+
+    def _look_for_end(self, until_s: float) -> None:
+        """Nobody is told the end of what is stored before the journal knows it."""
+        if self._looks_for_end:
+            return
+        self._looks_for_end = True
+        router, name = self.router, self.follower.request.generation_id
+
+        def look() -> None:
+            router.call(CONTROLLER, "view", (name,), viewed, END_WAIT_S)
+
+        def viewed(view: GenerationView | ShuntError) -> None:
+            is_open = not isinstance(view, GenerationView) or view.state is GenerationState.OPEN
+            if is_open and router.clock.now_s < until_s:
+                router.after(END_LOOK_S, look)
+                return
+            self._end_is_known = True
+            self._tell()
+
+        look()
 
 
 class SimulatedRouter(Process):

@@ -10,7 +10,9 @@ must hold. `python background.py FIRST COUNT PATIENCE` prints the first violatio
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -19,9 +21,15 @@ from oracle_responses import ENDS, ResponseOracle
 from seeds import program
 from watch import judged
 
-from services.common.errors import ShuntError
+from services.common.errors import (
+    Cancelled,
+    FailedPrecondition,
+    NotFound,
+    OutOfRange,
+    ShuntError,
+)
 from services.common.exchange import GenerationState, GenerationView
-from services.common.generation import GenerationRequest, Sampling
+from services.common.generation import GenerationRequest, Sampling, TokenLogprob
 from services.router.openai.responses.details import Details, terms_of
 from services.router.openai.responses.events import ResponseEvents
 from simulator.environment.addresses import ROUTERS
@@ -47,6 +55,7 @@ TROUBLES = (
     *("kill", "kill", "both", "both", "router", "router", "crash"),
     *("freeze", "notice", "break", "deaf", "astray"),
 )
+_ID = re.compile(r"^id: (\d+):(\S+)$", re.MULTILINE)
 TERMS = terms_of(Details({}, []), store=True, background=True)
 
 
@@ -70,8 +79,8 @@ class Asker(Process):
         """It never comes back."""
         self._looks = LOOKS_AGAIN
         """That are left once it has ended."""
-        self._number = -1
-        """Of the last event it had."""
+        self._number, self._position = -1, ""
+        """Of the last event it had, and the ids that its id names."""
         self._ended = False
         """As far as it was told."""
         self._events: ResponseEvents | None = None
@@ -91,6 +100,9 @@ class Asker(Process):
         if self._impatient:
             self.after(0.02 * self._random.random(), self._leave)
 
+    def _begin_anew(self) -> None:
+        self.log, self._number, self._position = b"", -1, ""
+
     def _follow(self, router: str, method: str, first: Any) -> None:
         after = self._number if self._number >= 0 else None
         self._events = ResponseEvents(self.request, VOCABULARY, after)
@@ -108,16 +120,34 @@ class Asker(Process):
     def _message(self, message: tuple[Any, ...]) -> None:
         if message[0] == "named":
             self._is_named()
-        elif message[0] == "delta" and self._events is not None:
-            _, delta, cached = message
-            self.log += self._events.feed(delta.ids, delta.logprobs, cached)
-            if self._events.number > self._number:
-                self._number = self._events.number
-                self.whole = any(end in self.log for end in ENDS)
-                self._oracle.read(self)
+        elif message[0] == "had":
+            self._read(message[1].ids, message[1].logprobs, message[1].cached_tokens)
+        elif message[0] == "delta":
+            self._read(message[1].ids, message[1].logprobs, message[2])
             if self._random.random() < 0.02 and self.named:
                 self._oracle.happened["hung up"] += 1
                 self._leave()
+        elif message[0] == "end":
+            self._oracle.stream_ended(self, message[1])
+            if isinstance(message[1], FailedPrecondition | OutOfRange):
+                self._oracle.happened["had ids that are gone"] += 1
+                self._begin_anew()
+            self._ended |= isinstance(message[1], Cancelled | NotFound)
+
+    def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob], cached: int) -> None:
+        assert self._events is not None
+        data = self._events.feed(ids, logprobs, cached)
+        if not data:
+            return
+        self.log += data
+        number, self._position = _ID.findall(self.log.decode())[-1]
+        self._number = int(number)
+        whole = any(end in self.log for end in ENDS)
+        if whole and not self.whole and self._random.random() < 0.3:
+            self._oracle.happened["cancelled behind its end"] += 1
+            self._cancel(behind_its_end=True)
+        self.whole = whole
+        self._oracle.read(self)
 
     def _is_named(self) -> None:
         if not self.named:
@@ -149,10 +179,11 @@ class Asker(Process):
         if router is None:
             self._over()
         elif self._reads and self._random.random() < 0.6:
-            self._oracle.happened["read on by number"] += self._number >= 0
-            if not self._oracle.exact:  # who held an id may be gone, and a number tells of no ids
-                self.log, self._number = b"", -1
-            self._follow(router, "rejoin", (self.request.generation_id, ""))
+            by_ids = not self._oracle.exact or self._random.random() < 0.5
+            by = "ids" if by_ids else "number"
+            self._oracle.happened[f"read on by {by}"] += self._number >= 0
+            seen = self._position if by_ids else ""
+            self._follow(router, "rejoin", (self.request.generation_id, seen))
         else:
             self.call(router, "retrieve", (self.request.generation_id,), self._found, LOOK_S)
 
@@ -163,7 +194,7 @@ class Asker(Process):
             self._ended = view.state is not GenerationState.OPEN
         self._over()
 
-    def _cancel(self) -> None:
+    def _cancel(self, *, behind_its_end: bool = False) -> None:
         """What has ended stays as it is."""
         router = self._any_router()
         if router is None:
@@ -173,7 +204,7 @@ class Asker(Process):
         def known(view: GenerationView | ShuntError) -> None:
             self._oracle.found(self, view)
             if isinstance(view, GenerationView) and view.state is GenerationState.OPEN:
-                self.cancelled = True
+                self.cancelled |= not behind_its_end
                 self._oracle.happened["cancelled"] += 1
                 self.call(router, "cancel", (name,))
 

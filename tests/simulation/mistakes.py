@@ -207,7 +207,7 @@ MISTAKES = (
     Mistake(
         "a late beat is a death",
         LIVENESS,
-        "        if watched_s >= pulse.heard_s + self._settings.stall_s:",
+        "        if watched_s >= pulse.heard_s + pulse.spaced_s + self._settings.stall_s:",
         "        if watched_s >= pulse.heard_s + 0.5:",
         "crowds.py",
     ),
@@ -889,6 +889,14 @@ MISTAKES = (
         BACKGROUND,
         "        return entry.unread or (",
         "        return entry.unread and (",
+        RESPONSES,
+    ),
+    Mistake(
+        "who reads for nobody takes the place of a client's reader",
+        HEAD,
+        "        if call.for_nobody and held.has_client:\n"
+        '            raise Superseded("a client reads it")\n',
+        "",
         RESPONSES,
     ),
     Mistake(

@@ -1,4 +1,4 @@
-"""Invariants of responses of the background: 33 to 36, of the list in oracles.py."""
+"""Invariants of responses of the background: 33 to 37, of the list in oracles.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 from oracle_generations import reference
 from oracles import Oracle
 
-from services.common.errors import NotFound, ShuntError
+from services.common.errors import NotFound, ShuntError, Superseded
 from services.common.exchange import GenerationState, GenerationView
 from services.common.generation import GenerationRequest
 from services.controller.core.ledger.ledger import Ledger
@@ -68,6 +68,11 @@ class ResponseOracle(Oracle):
             self.fail(34, f"{name}: {log!r} and {longest!r}")
         self._logs[name] = max(longest, log, key=len)
 
+    def stream_ended(self, asked: Asked, error: ShuntError | None) -> None:
+        """The stream of a client that is there has ended; it has no other."""
+        if isinstance(error, Superseded):
+            self.fail(37, f"who reads {asked.request.generation_id} lost it to nobody")
+
     def found(self, asked: Asked, view: GenerationView | ShuntError) -> None:
         """A response was asked for by its id."""
         name = asked.request.generation_id
@@ -113,6 +118,12 @@ class ResponseOracle(Oracle):
                 self.fail(33, f"{name} is not found")
             if view is not None:
                 self.found(asked, view)
+                self._check_read(asked, view)
+
+    def _check_read(self, asked: Asked, view: GenerationView) -> None:
+        """Who was told an end was told of what there is, whatever was lost of it meanwhile."""
+        if asked.whole and not asked.deleting and asked.log != told_of(view, VOCABULARY)[1]:
+            self.fail(34, f"{view.request.generation_id} is {view.state} after {asked.log!r}")
 
     def _held(self, name: str) -> GenerationView | None:
         if self.world is None:

@@ -33,7 +33,8 @@ phases are the pipelines', whoever crashes.
 Of responses of the background (oracle_responses.py): 33 whoever was told an id finds its response,
 unless he deleted it, and nobody else ends it; 34 its events are one log: what is read of them, of
 any router, behind a number or not, and what is found of it, is a beginning of that log, which ends
-once and does not change any more; 35 what was deleted is found no more; 36 all of them end.
+once and does not change any more; 35 what was deleted is found no more; 36 all of them end; 37 no
+client's stream gives way to a reader that has no client.
 
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or

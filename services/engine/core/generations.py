@@ -20,6 +20,7 @@ from services.common.errors import (
     FailedPrecondition,
     ResourceExhausted,
     StaleEpoch,
+    Superseded,
 )
 from services.common.exchange import (
     Checkpoint,
@@ -180,7 +181,8 @@ class Generations:
         """Runs a generation, or attaches this reader to it at its epoch (ending the one before).
 
         Raises FailedPrecondition (other formation, draining), StaleEpoch, Cancelled, Diverged,
-        AlreadyExists (the id names another request), InvalidArgument, ResourceExhausted.
+        AlreadyExists (the id names another request), InvalidArgument, ResourceExhausted, and
+        Superseded for who reads for nobody where a client's reader came first.
         """
         generation_id = call.request.generation_id
         if generation_id in self._cancelled:
@@ -221,6 +223,8 @@ class Generations:
         if replace(call.request, numerics_class=held.request.numerics_class) != held.request:
             raise AlreadyExists("another request has this id", field="generation_id")
         held.compare(call.held)
+        if call.for_nobody and held.has_client:
+            raise Superseded("a client reads it")
         actions: list[Action] = []
         if held.reader is not None:
             held.reader.closing = CloseReason.SUPERSEDED

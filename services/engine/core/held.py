@@ -95,6 +95,8 @@ class StreamReader:
     held: HeldGeneration
     sent: list[int]
     last_frame_s: float
+    for_nobody: bool = False
+    """It has no client."""
     told: set[int] = field(default_factory=set)
     """Choices whose end it knows."""
     accepted: bool = False
@@ -286,13 +288,19 @@ class HeldGeneration:
         keys = () if self.request.runs_unread else self.keys_in_batch
         return [*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]
 
+    @property
+    def has_client(self) -> bool:
+        """Somebody waits for what its present reader is sent."""
+        there = self.reader is not None and not self.reader.for_nobody
+        return there and self.client_gone is None
+
     def attach(self, reader_id: int, call: GenerateCall, now_s: float) -> StreamReader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
         start, self.read_by = call.from_lengths, call.reader
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
-        self.reader = StreamReader(reader_id, self, sent, now_s)
+        self.reader = StreamReader(reader_id, self, sent, now_s, call.for_nobody)
         self.unread, self.client_gone = False, None
         return self.reader
 

@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import CandidateNode, NodeClass, PlacedPipeline
 from services.placement.estimate.estimator import GIB
-from services.placement.search.budget import SearchBudget, check_time
+from services.placement.search.budget import Part, SearchBudget, out_of_time
 from services.placement.search.problem import (
     Objective,
     ObjectiveKind,
@@ -53,6 +53,8 @@ MOST_PLANS = 600
 """Parts that a planner is asked about in one search."""
 A_LITTLE = 0.05
 """A division that is better by no more, as a share of the product, moves nobody."""
+STAYS = ("what runs on these nodes stays",)
+NONE = Solution(())
 HEADROOM = 1.25
 """What a part carries beyond its arrivals by this factor is of no use."""
 
@@ -76,7 +78,7 @@ def divide(
     found = search.best()
     search.check_all_serve(found)
     parts = search.named(found)
-    made = [search.plan(i, part) for i, part in enumerate(parts)]
+    made = [search.found(i, found[i], part) for i, part in enumerate(parts)]
     problems, solutions = zip(*made, strict=True)
     complete = not search.cut and all(solution.complete for solution in solutions)
     return Division(problems, solutions, complete, search.reasons(parts))
@@ -102,9 +104,14 @@ def allot(
     DeadlineExceeded where nothing was found when the budget is over."""
     search = _Search(nodes, shares, budget, limits)
     found = search.best()
-    parts = enumerate(search.named(found))
-    allotted = tuple(Allotment(part, search.found(i, found[i], part)) for i, part in parts)
-    return allotted, not search.cut
+    parts = search.named(found)
+    plans = [
+        search.found(i, found[i], part)[1] if search.serves(i, found[i]) else NONE
+        for i, part in enumerate(parts)
+    ]
+    pairs = zip(parts, plans, strict=True)
+    allotted = tuple(Allotment(part, solution.pipelines) for part, solution in pairs)
+    return allotted, not search.cut and all(solution.complete for solution in plans)
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,8 @@ class _Value:
     short_bytes: float = 0.0
     score: float = 0.0
     """0 where nothing fits."""
-    pipelines: tuple[PlacedPipeline, ...] = ()
+    solution: Solution = NONE
     """On the first nodes of each class."""
-    late: bool = False
-    """They miss a latency target."""
 
     @property
     def serves(self) -> bool:
@@ -155,9 +160,14 @@ class _Search:
         self._values: dict[tuple[int, Counts], _Value] = {}
         self._ranks: dict[tuple[Counts, ...], Rank] = {}
         self.cut = False
+        """Time was over, or enough was looked at, before all was."""
+        self._ran_out = False
+        """A part's planner had no plan in its time: nobody knows whether it serves."""
 
     def best(self) -> tuple[Counts, ...]:
         """Nodes of each class by part."""
+        if self._limits is None:  # so that time that is short is enough to serve everybody
+            self._rank(self._dealt())
         every = math.prod(
             math.comb(total + self._parts - 1, self._parts - 1) for total in self._totals
         )
@@ -203,7 +213,7 @@ class _Search:
         moves the fewest."""
         within = {parts: rank for parts, rank in self._ranks.items() if rank[1] == 0}
         if not within or (self._limits is not None and not max(within.values())[0]):
-            check_time(self._budget)
+            self._check_told()
             raise FailedPrecondition("nothing that serves keeps to the limits", field="nodes")
         serving, _, short, late, product_log, _ = max(within.values())
         near = [
@@ -281,7 +291,7 @@ class _Search:
         values = [self._value(i, parts[i]) for i in range(len(self._shares))]
         serving = sum(value.serves for value in values)
         short = sum(value.short_bytes for value in values)
-        late = sum(value.late for value in values)
+        late = sum(bool(value.solution.late) for value in values)
         product_log = sum(
             share.weight * math.log(value.score)
             for share, value in zip(self._shares, values, strict=True)
@@ -289,7 +299,7 @@ class _Search:
         ) / sum(share.weight for share in self._shares)
         excess = cost = 0.0
         if self._limits is not None:
-            pipelines = [pipeline for value in values for pipeline in value.pipelines]
+            pipelines = [pipeline for value in values for pipeline in value.solution.pipelines]
             excess = self._limits.excess(pipelines)
             cost = sum(pipeline.cost_per_hour for pipeline in pipelines)
         rank = self._ranks[parts] = serving, -excess, -short, -late, product_log, -cost
@@ -314,23 +324,26 @@ class _Search:
         if not nodes:
             return _Value(short)
         try:
-            problem, solution = self.plan(index, nodes)
+            problem, solution = self._plan(index, nodes)
         except FailedPrecondition:
             return _Value(short)
-        useful = _useful(problem, solution.pipelines)
-        return _Value(0.0, useful, solution.pipelines, bool(solution.late))
+        except DeadlineExceeded:  # another part may be planned in its time
+            self.cut = self._ran_out = True
+            return _Value(short)
+        return _Value(0.0, _useful(problem, solution.pipelines), solution)
 
-    def plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:
+    def _plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:
         """Of ever fewer pipelines where so many do not fit; what runs on these nodes stays where
-        the planner's own answer is no better but for a little."""
-        share = self._shares[index]
+        the planner's own answer is no better but for a little. It takes a part of the time that
+        leaves each share one, and as much for what is looked at behind them."""
+        share, budget = self._shares[index], Part(self._budget, 1 / (len(self._shares) + 1))
         count = min(len(nodes), share.pipeline_count * len(nodes) // len(self._nodes))
         counts = range(max(1, count), 0, -1) if share.pipeline_count else (0,)
         refusal: FailedPrecondition | None = None
         for count in counts:
             problem = Problem(share.costs, nodes, _objective(share, nodes), count, share.seed)
             try:
-                solution = share.planner(problem, self._budget)
+                solution = share.planner(problem, budget)
             except FailedPrecondition as error:
                 refusal = error
                 continue
@@ -348,26 +361,26 @@ class _Search:
         late, _ = violation(problem, stays)
         if late and not solution.late:
             return solution
-        why = ("what runs on these nodes stays",)
-        return replace(solution, pipelines=stays, reasons=why, late=late)
+        return replace(solution, pipelines=stays, reasons=STAYS, late=late)
 
     def found(
         self, index: int, part: Counts, nodes: Sequence[CandidateNode]
-    ) -> tuple[PlacedPipeline, ...]:
-        """What was found for a part, on these of the equal nodes; what runs on them stays where it
-        is as good, and within limits takes no more of them: what was found was counted."""
-        share, pipelines = self._shares[index], self._value(index, part).pipelines
-        if not pipelines:
-            return ()
+    ) -> tuple[Problem, Solution]:
+        """What was found for a part that serves, on these of the equal nodes; what runs on them
+        stays where it is as good, and within limits takes no more of them: what was found was
+        counted."""
+        share, solution = self._shares[index], self._value(index, part).solution
+        problem = Problem(share.costs, tuple(nodes), _objective(share, nodes), 0, share.seed)
         stands_for: dict[str, CandidateNode] = {}
         for kind, group in self._classes.items():
             own = (node for node in nodes if node.kind == kind)
             stands_for |= {first.node_id: node for first, node in zip(group, own, strict=False)}
-        placed = tuple(pipeline.on(stands_for) for pipeline in pipelines)
-        problem = Problem(share.costs, tuple(nodes), _objective(share, nodes), 0, share.seed)
-        found = Solution(placed, late=violation(problem, placed)[0])
-        rather = self._rather(share, problem, found).pipelines
-        return placed if self._limits is not None and _takes_more(rather, placed) else rather
+        placed = tuple(pipeline.on(stands_for) for pipeline in solution.pipelines)
+        there = placed == solution.pipelines or solution.reasons != STAYS
+        solution = replace(solution, pipelines=placed, reasons=solution.reasons if there else ())
+        rather = self._rather(share, problem, solution)
+        counted = self._limits is not None and _takes_more(rather.pipelines, placed)
+        return problem, solution if counted else rather
 
     def named(self, parts: tuple[Counts, ...]) -> list[tuple[CandidateNode, ...]]:
         """Nodes by share."""
@@ -382,10 +395,10 @@ class _Search:
         if not lacking:
             return
         if self.cut:
-            check_time(self._budget)
+            self._check_told()
         for index in lacking:
             try:
-                self.plan(index, self._nodes)
+                self._plan(index, self._nodes)
             except FailedPrecondition as error:
                 raise FailedPrecondition(
                     f"{self._shares[index].name}: {error.message}", field="nodes"
@@ -398,6 +411,11 @@ class _Search:
             f"{len(self._nodes)} nodes",
             field="nodes",
         )
+
+    def _check_told(self) -> None:
+        """Raises DeadlineExceeded where what was not found may be there."""
+        if self._ran_out or self._budget.expired():
+            raise out_of_time()
 
     def reasons(self, parts: list[tuple[CandidateNode, ...]]) -> tuple[str, ...]:
         """For people."""

@@ -107,6 +107,8 @@ class Follower:
         self.numerics_class = request.numerics_class
         """Of the head that had it last."""
         self.ended = False
+        self.for_nobody = False
+        """It has no client: from now on its streams take the place of no reader that has one."""
         self._finish: list[FinishReason | None] = [None] * request.choices
         self._base: tuple[TokenSpan, ...] = ()
         self._kv_source: KvSource | None = None
@@ -305,6 +307,7 @@ class Follower:
             self._kv_source,
             self._reader,
             route.hands_on,
+            self.for_nobody,
         )
         return [OpenStream(self._stream, route, call)]
 

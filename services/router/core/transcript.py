@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRange
-from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
+from services.common.generation import FinishReason, GenerationRequest, TokenLogprob, TokenSpan
 from services.common.token_run import TokenRun, event_id, matches_event_id, parse_event_id
 from services.model.vocabulary import Vocabulary
 from services.router.core.parts import Called, Part, Said, Thought, joined
@@ -157,6 +157,11 @@ class Transcript:
             for text, length in zip(self._texts, after.lengths, strict=True)
         ]
         self.caught_up = True
+
+    def had(self, choice: int) -> TokenSpan:
+        """What the reader had of a choice when it came; known once it is caught up."""
+        length = self._after.lengths[choice] if self._after is not None else 0
+        return self._runs[choice].span(choice, 0, length)
 
     def take(self) -> tuple[Delta, ...]:
         """Everything that came to light since the last call, at most one delta a choice."""

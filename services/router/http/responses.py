@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from services.common.errors import InvalidArgument, NotFound, OutOfRange
@@ -40,6 +40,10 @@ from services.router.session import Session
 T = TypeVar("T")
 LONG_IDS = 1024
 """What is longer is told beside the event loop."""
+MAX_EVENT_ID_CHARS = 64
+"""That any event of a response has: what is cut behind them is none."""
+MAX_NUMBER = 1 << 53
+"""Of an event; what JavaScript counts to."""
 MAX_PAGE = 100
 PAGE = 20
 _NAMES = {
@@ -71,6 +75,7 @@ class Responses:
                 if session.error is not None and not session.stuck:
                     raise session.error
                 events = Events(session)
+                await events.settled()
                 events.told()
                 events.ending()
                 await exchange.answer(200, _json(events.whole()))
@@ -98,15 +103,15 @@ class Responses:
     async def retrieve(self, exchange: Exchange) -> None:
         """GET /v1/responses/{id}, whole or as its events."""
         view = await self._view(exchange)
-        streamed, after = _asked(exchange)
+        streamed, seen = _asked(exchange)
         if not streamed:
             vocabulary = await self._router.models.vocabulary(view)
             whole = await _aside(view, lambda: _json(whole_of(view, vocabulary)))
             await exchange.answer(200, whole)
-        elif view.state is GenerationState.FINISHED:
-            await self._retell(exchange, view, after)
+        elif view.state is GenerationState.FINISHED and not seen.position:
+            await self._retell(exchange, view, seen.number)
         else:
-            await self._follow(exchange, view, after)
+            await self._follow(exchange, view, seen)
 
     async def cancel(self, exchange: Exchange) -> None:
         """POST /v1/responses/{id}/cancel: what has ended stays as it is."""
@@ -209,11 +214,22 @@ class Responses:
         await exchange.begin(200, STREAM_HEADERS)
         await exchange.finish(data)
 
-    async def _follow(self, exchange: Exchange, view: GenerationView, after: int | None) -> None:
+    async def _follow(self, exchange: Exchange, view: GenerationView, seen: Seen) -> None:
         async with while_connected(exchange):
-            session = await self._router.resume(view.request.generation_id, None, exchange.tenant)
+            session = await self._router.resume(
+                view.request.generation_id, seen.position or None, exchange.tenant
+            )
         with attached(exchange, session, keep=self._background.keep):
-            await stream(exchange, [session], Events(session, after))
+            await stream(exchange, [session], Events(session, seen.number))
+
+
+class Seen(NamedTuple):
+    """What a reader had of a response's events."""
+
+    number: int | None = None
+    """Of the last one."""
+    position: str = ""
+    """The ids that it was told of, as the last one's id names them; empty where it gives none."""
 
 
 class Events:
@@ -225,7 +241,12 @@ class Events:
         self._events = ResponseEvents(transcript.request, transcript.vocabulary, after)
 
     def beginning(self) -> bytes:
-        return self._events.begin()
+        had = self._session.transcript.had(0)
+        return self._events.feed(had.ids, had.logprobs, had.cached_tokens)
+
+    async def settled(self) -> None:
+        """Who was told the end of what is stored finds it ended, and may cancel it in vain."""
+        await self._session.end_kept()
 
     def told(self) -> bytes:
         transcript = self._session.transcript
@@ -264,16 +285,20 @@ def _query_of(exchange: Exchange) -> dict[str, str]:
     return dict(parse_qsl(exchange.scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
 
-def _asked(exchange: Exchange) -> tuple[bool, int | None]:
-    """Whether events are wanted, and behind which."""
-    query = _query_of(exchange)
+def _asked(exchange: Exchange) -> tuple[bool, Seen]:
+    """Whether events are wanted, and behind which: a browser that comes back asks the same as at
+    first, and names the last event that it had in a header."""
+    query, event = _query_of(exchange), exchange.header("last-event-id")
     streamed = _flag(query.get("stream", "false"))
     after = query.get("starting_after")
-    if after is None:
-        return streamed, None
-    if not streamed:
+    if after is not None and not streamed:
         raise InvalidArgument("starting_after needs stream=true", field="starting_after")
-    return streamed, _number(after, "starting_after", 0, 1 << 53)
+    if streamed and event:
+        number, _, position = event[:MAX_EVENT_ID_CHARS].partition(":")
+        return streamed, Seen(_number(number, "last_event_id", 0, MAX_NUMBER), position)
+    if after is None:
+        return streamed, Seen()
+    return streamed, Seen(_number(after, "starting_after", 0, MAX_NUMBER))
 
 
 def _page(exchange: Exchange) -> tuple[str, int, str]:

@@ -203,6 +203,12 @@ _PARAMETERS: Mapping[str, Any] = {
         "it is refused at once, with the time to come back.",
         "schema": {"type": "string", "pattern": deadlines.PATTERN},
     },
+    "response event": {
+        "name": "last-event-id",
+        "in": "header",
+        "description": "The id of the last event seen; goes before starting_after.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,16}(:[0-9]{1,9}-[0-9a-f]{8})?$"},
+    },
     "last-event-id": {
         "name": "last-event-id",
         "in": "header",

@@ -77,7 +77,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         streams=True,
         about_generation=True,
         errors=(*_REFUSED, 409, 429, 500, 503),
-        parameters=("stream", "starting_after"),
+        parameters=("stream", "starting_after", "response event"),
     ),
     ("DELETE", "/v1/responses/{id}"): Operation(
         "deleteResponse",

@@ -69,6 +69,57 @@ async def test_a_stream_is_picked_up_behind_any_event_at_another_router(
             assert whole.to_dict() == events[-1]["response"]
 
 
+async def test_an_end_that_was_told_can_be_found_and_not_be_cancelled(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    for streamed in (True, False):
+        mesh.journal_lag, before = 1, set(mesh.journal)
+        asking = asyncio.create_task(_answered(client, streamed=streamed))
+        await until(lambda before=before: bool(mesh.journal.keys() - before))
+        (name,) = mesh.journal.keys() - before
+        await until(lambda name=name: mesh.looked[name] >= 2)
+        assert not asking.done()
+        mesh.journal_lag = 0
+        response_id = await asking
+        assert response_id == f"resp_{name}"
+        assert (await client.responses.cancel(response_id)).status == "completed"
+        assert (await client.responses.retrieve(response_id)).status == "completed"
+
+
+async def _answered(client: openai.AsyncOpenAI, *, streamed: bool) -> str:
+    if not streamed:
+        return (await client.responses.create(**ASKED)).id
+    events = await _events(await client.responses.create(**ASKED, stream=True))
+    assert events[-1]["type"] == "response.completed"
+    response_id: str = events[-1]["response"]["id"]
+    return response_id
+
+
+async def test_an_events_id_is_taken_back_and_names_the_ids(
+    http: httpx.AsyncClient, mesh: FakeMesh
+) -> None:
+    whole = await http.post("/v1/responses", json={**ASKED, "stream": True})
+    events = [f"{event}\n\n" for event in whole.text.split("\n\n")[:-1]]
+    places = [re.findall(r"^id: (.*)$", event, re.MULTILINE)[0] for event in events]
+    url = f"/v1/responses/resp_{whole.headers['x-generation-id']}?stream=true"
+    for number in (0, 1, 5, len(events) // 2, len(events) - 2, len(events) - 1):
+        rest = await http.get(f"{url}&starting_after=0", headers={"last-event-id": places[number]})
+        assert rest.text == "".join(events[number + 1 :]), "it is newer than what the path says"
+    answers = {
+        "7": 200,
+        "x": 400,
+        "7:x": 400,
+        f"7:{'1,' * 40}": 400,
+        f"7:{places[-1].split(':')[1][:-1]}{'01'[places[-1].endswith('0')]}": 409,
+        "7:999-00000000": 409,
+    }
+    for event, status in answers.items():
+        answer = await http.get(url, headers={"last-event-id": event})
+        assert answer.status_code == status, event
+        if status != 200:
+            assert answer.json()["error"]["param"] == "last_event_id"
+
+
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 CALLED = (
     "I look.\n"

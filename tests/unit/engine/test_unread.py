@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import ResourceExhausted, Superseded
 from services.common.exchange import (
+    Accepted,
     Checkpoint,
     CheckpointResult,
     Closed,
@@ -93,6 +94,19 @@ def test_a_reader_that_comes_back_gives_the_generation_its_turn_back(head: Gener
     (told,) = journaled(head, 3.0)
     assert not told.unread
     assert head.tick(60.0) == []
+
+
+def test_who_reads_for_nobody_takes_no_place_of_a_clients_reader(head: Generations) -> None:
+    nobodys = replace(OTHERS, for_nobody=True)
+    with pytest.raises(Superseded):
+        head.generate(2, nobodys, 1.0)
+    assert isinstance(head.next_frame(1, 1.0), Accepted)
+    head.client_gone(left(resumable=True), 1.1)
+    head.generate(3, nobodys, 1.2)
+    head.generate(4, replace(nobodys, reader="c"), 1.3)
+    assert head.next_frame(3, 1.3) == Closed(CloseReason.SUPERSEDED, (1,)), "of two such the newer"
+    head.generate(5, replace(CALL, reader="d"), 1.4)
+    assert head.next_frame(4, 1.4) == Closed(CloseReason.SUPERSEDED, (1,))
 
 
 def test_a_journal_that_started_anew_is_told_again_of_what_is_unread(head: Generations) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.experiment import EXPECTED, README, Experiment, Ground, Size
+from experiments.experiment import BEGIN, END, EXPECTED, README, Experiment, Ground, Size
 from experiments.registry import EXPERIMENTS
-from experiments.table import differences, rounded
+from experiments.table import Column, Rows, differences, rounded
 
 PUBLIC_ONLY = frozenset({"estimator"})
 """All of their rows come from public data, which is not part of the repository."""
@@ -41,3 +41,18 @@ def test_the_same_run_gives_the_same_bytes() -> None:
     experiment = next(one for one in EXPERIMENTS if one.folder == "placement")
     one, again = (json.dumps(experiment.measure(Ground(Size.TINY))) for _ in range(2))
     assert one == again
+
+
+def test_who_writes_the_tables_measures_a_machine_only_when_asked(tmp_path: Path) -> None:
+    columns = (Column("cost"), Column("seconds", measured=True))
+    experiment = Experiment(str(tmp_path), "", columns, lambda _: {}, "cost")
+    (tmp_path / README).write_text(f"Asked.\n{BEGIN}{END}\nVerdict.\n")
+    rows: Rows = {"a": {"cost": 1.0, "seconds": 2.0}}
+    experiment.write(Size.QUICK, rows)
+    assert experiment.expected() == {"quick": {"a": {"cost": 1.0}}}
+    experiment.write(Size.QUICK, rows, measured=True)
+    experiment.write(Size.QUICK, {"a": {"cost": 3.0, "seconds": 4.0}})
+    assert experiment.expected() == {"quick": {"a": {"cost": 3.0, "seconds": 2.0}}}
+    told = (tmp_path / README).read_text()
+    assert told == f"Asked.\n{experiment.page_table()}\nVerdict.\n"
+    assert "| a | 3 | 2 |" in told

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from experiments.table import Column, differences, markdown, rounded
+from experiments.table import Column, differences, markdown, rounded, without_measured
 
-COLUMNS = (Column("cost", ".2f"), Column("seconds", compared=False))
+COLUMNS = (Column("cost", ".2f"), Column("seconds", measured=True))
+PLAN = Column("plan", compared=False)
 
 
 def test_another_figure_is_a_difference_and_rounding_is_none() -> None:
@@ -10,6 +11,19 @@ def test_another_figure_is_a_difference_and_rounding_is_none() -> None:
     assert differences(COLUMNS, expected, {"a": {"cost": 10.1, "seconds": 9.0}}) == []
     assert differences(COLUMNS, expected, {"a": {"cost": 11.0}}) == ["a: cost is 11.00, not 10.00"]
     assert differences(COLUMNS, expected, {"a": {}}) == ["a: cost is nothing, not 10.00"]
+
+
+def test_another_of_several_plans_is_no_difference() -> None:
+    assert differences((PLAN,), {"a": {"plan": "x"}}, {"a": {"plan": "y"}}) == []
+
+
+def test_what_is_of_a_machine_stays_as_it_is_written() -> None:
+    written = {"a": {"cost": 10.0, "seconds": 1.0}, "gone": {"seconds": 1.0}}
+    found = {"a": {"cost": 11.0, "seconds": 9.0}, "b": {"cost": 2.0, "seconds": 9.0}}
+    assert without_measured(COLUMNS, found, written) == {
+        "a": {"cost": 11.0, "seconds": 1.0},
+        "b": {"cost": 2.0},
+    }
 
 
 def test_rows_that_are_missing_or_new_are_differences() -> None:

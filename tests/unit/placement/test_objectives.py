@@ -12,6 +12,7 @@ from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.estimate.catalogue import load_catalogue
 from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.estimator import estimate_plan
+from services.placement.search import choice
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
@@ -80,6 +81,28 @@ def test_latency_targets_are_kept_by_more_nodes_than_carry_what_arrives(make_cos
     found, roomy = planned(timed)
     assert violation(timed, found) == ("", None)
     assert busy.cost_per_hour < roomy.cost_per_hour < 3 * busy.cost_per_hour
+
+
+@pytest.mark.parametrize(
+    "kind", [ObjectiveKind.THROUGHPUT_PER_COST, ObjectiveKind.GOODPUT_PER_COST]
+)
+def test_where_more_arrives_than_all_nodes_carry_each_room_is_not_tried(
+    make_costs, monkeypatch, kind
+):
+    rooms = []
+
+    def asked(ground, members, budget, room=1.0):
+        rooms.append(room)
+        return choice.chooser(ground, members, budget, room)
+
+    monkeypatch.setattr(shuntserve, "chooser", asked)
+    costs = make_costs(workload=Workload(arrival_rate_rps=1e4))
+    objective = Objective(kind, tpot_target_s=1e-6)
+    found = shuntserve.plan(
+        Problem(costs, nodes_in({"a": 0.5, "b": 0.1}, 3), objective), Unlimited()
+    )
+    assert found.late
+    assert set(rooms) == {1.0, shuntserve.ROOMS[0], shuntserve.ROOMS[-1]}
 
 
 def test_the_on_demand_share_is_kept(make_costs):

@@ -307,29 +307,32 @@ class Ledger:
         length: int | None,
         now_s: float,
         tenant: str | None = None,
-    ) -> Outcome[None]:
-        """Reason client: a tombstone, for an unknown id too. Reason stop: the choice (or each)
-        needs no more than `length` ids, or than there are. Behind a tombstone nothing changes: a
-        router that found a stop string may be overtaken by its client's cancel. Raises NotFound
-        where it is known and not the `tenant`'s."""
+    ) -> Outcome[bool]:
+        """Whether its head is to hear of it. Reason client: a tombstone, for an unknown id too; but
+        what has ended stays as it is, and whoever reads it has its end. Reason stop: the choice (or
+        each) needs no more than `length` ids, or than there are. Behind a tombstone nothing
+        changes: a router that found a stop string may be overtaken by its client's cancel. Raises
+        NotFound where it is known and not the `tenant`'s."""
         entry = self._entries.get(generation_id)
         if entry is not None and tenant not in (None, entry.request.tenant):
             raise NotFound("no such generation", field="generation_id")
         if generation_id in self._tombstones:
-            return Outcome(None)
+            return Outcome(True)
         if reason is CancelReason.CLIENT and choice is None:
+            if entry is not None and entry.finished:
+                return Outcome(False)
             records = self._commit([Ended(generation_id, None, reason, None)], now_s)
             event = LedgerEvent("generation_cancelled", generation_id)
-            return Outcome(None, records, True, (event,))
+            return Outcome(True, records, True, (event,))
         if entry is None:
-            return Outcome(None)  # its head is told too, and ends it in its checkpoints
+            return Outcome(True)  # its head is told too, and ends it in its checkpoints
         indices = range(len(entry.choices)) if choice is None else (choice,)
         ends = [
             Ended(generation_id, i, reason, len(entry.choice(i).run) if length is None else length)
             for i in indices
             if entry.choice(i).finish is None and entry.choice(i).stop_length is None
         ]
-        return Outcome(None, self._commit(ends, now_s), reason is CancelReason.CLIENT)
+        return Outcome(True, self._commit(ends, now_s), reason is CancelReason.CLIENT)
 
     def view(
         self, generation_id: str, heads: Sequence[ServingHead], now_s: float

@@ -131,7 +131,7 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget, effort: Effort) ->
         if culprit is None:
             return [_solution(ground, state, choose, chosen, budget)]
         first = first or (state.copy(), chosen, told)
-        if roomy := _with_room(ground, state, budget):
+        if roomy := _with_room(ground, state, chosen, budget):
             return [_solution(ground, state, choose, roomy, budget)]
         if budget.expired():
             break
@@ -160,21 +160,31 @@ def _solution(
 
 
 def _with_room(
-    ground: SearchField, state: State, budget: SearchBudget
+    ground: SearchField,
+    state: State,
+    without: list[tuple[int, Candidate]],
+    budget: SearchBudget,
 ) -> list[tuple[int, Candidate]]:
-    """Of the plans for more than what arrives the cheapest that keeps the targets; none where no
-    room helps, or what arrives need not be carried at the least cost."""
+    """Of the plans for more than what arrives the cheapest that keeps the targets, which the one
+    `without` room does not; none where no room helps, or what arrives need not be carried at the
+    least cost."""
     problem = ground.problem
     kind, arriving = problem.objective.kind, problem.costs.workload.arrival_rate_rps
     if kind is ObjectiveKind.THROUGHPUT or not arriving:
         return []
-    before: list[tuple[int, Candidate]] = []
+
+    def planned(room: float) -> list[tuple[int, Candidate]]:
+        choose = chooser(ground, state.members, budget, room)
+        _settle(ground, state, choose, budget)
+        return _best_solved(ground, state, choose)
+
+    before = without
     for room in ROOMS:
         if budget.expired():
             break
-        choose = chooser(ground, state.members, budget, room)
-        _settle(ground, state, choose, budget)
-        chosen = _best_solved(ground, state, choose)
+        chosen = planned(room)
+        if room == ROOMS[0] and chosen == without == planned(ROOMS[-1]):
+            break  # it is the best for the least and for the most, so for all between
         if chosen == before:
             continue
         if chosen and not violation(problem, _built(ground, chosen))[0]:

@@ -1,7 +1,8 @@
 """What is told of a response: its events and its object, functions of (request, ids) alone.
 
 Each id that shows text is one event, however ids came together, so the event of a number is the
-same at every router, whichever heads the response had. A reader names the last number it had.
+same at every router, whichever heads the response had. A reader names the last number it had, or
+the last event's id: that names the ids, too, which heads that are not exact may have lost since.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from services.common.exchange import GenerationState, GenerationView
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
+from services.common.token_run import TokenRun, event_id
 from services.model.vocabulary import Vocabulary
 from services.router.core.parts import Thought
 from services.router.core.speech import ChoiceSpeech
@@ -63,6 +65,8 @@ class ResponseEvents:
         """Ids behind the last part of a message, where logprobs were asked for."""
         self._thought_tokens = 0
         self._cached_tokens = 0
+        self._run = TokenRun()
+        """All ids so far."""
         self._began = False
         self._finish: FinishReason | None = None
         self.number = -1
@@ -88,6 +92,7 @@ class ResponseEvents:
         for index, token_id in enumerate(ids):
             if self._finish is not None:
                 break
+            self._run.append(len(self._run), (token_id,))
             if self._request.sampling.top_logprobs is not None:
                 self._untold.append((token_id, logprobs[index]))
             parts = self._speech.feed((token_id,))
@@ -142,7 +147,8 @@ class ResponseEvents:
         if self.number <= self._after:
             return b""
         data = _dump({"type": kind, "sequence_number": self.number, **said})
-        return f"event: {kind}\ndata: {data}\n\n".encode()
+        where = f"{self.number}:{event_id((self._run,), (len(self._run),))}"
+        return f"event: {kind}\nid: {where}\ndata: {data}\n\n".encode()
 
     def _object(self, status: Status, output: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         request, terms = self._request, self._request.response

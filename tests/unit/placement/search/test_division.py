@@ -21,7 +21,13 @@ from services.placement.estimate.estimator import estimate_plan
 from services.placement.search import division
 from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.division import divide
-from services.placement.search.problem import Objective, ObjectiveKind, Problem, Solution
+from services.placement.search.problem import (
+    Objective,
+    ObjectiveKind,
+    Planner,
+    Problem,
+    Solution,
+)
 from services.placement.search.registry import planner
 from services.placement.search.score import score, violation
 from services.placement.search.shares import Share
@@ -245,6 +251,76 @@ def test_without_time_there_is_no_answer(share) -> None:  # type: ignore[no-unty
     cluster = nodes(*(1.0,) * 2, memory_gib=20)
     with pytest.raises(DeadlineExceeded):
         divide(cluster, [share("a"), share("b"), share("c")], Over())
+
+
+class Clock:
+    """Time that passes only when somebody takes it."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.left_s = limit_s
+
+    def expired(self) -> bool:
+        return self.left_s <= 0
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.left_s)
+
+
+def slow(clock: Clock) -> Planner:
+    """Takes all the time that it is given, and at least a second."""
+
+    def planned(problem: Problem, budget: SearchBudget) -> Solution:
+        remaining_s = budget.remaining_s()
+        clock.left_s -= max(1.0, remaining_s)
+        if remaining_s < 1.0:
+            raise DeadlineExceeded("time ran out before a plan was found")
+        return replace(PLANNER(problem, UNLIMITED), complete=False)
+
+    return planned
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_every_model_is_planned_for_when_planners_take_all_the_time_they_are_given(
+    share, count: int
+) -> None:  # type: ignore[no-untyped-def]
+    clock = Clock(4.0 * count)
+    shares = [replace(share(f"m{n}"), planner=slow(clock)) for n in range(count)]
+    found = divide(nodes(*(1.0,) * count), shares, clock)
+    assert all(solution.pipelines for solution in found.solutions)
+    assert not found.complete
+
+
+def test_a_part_that_nobody_could_plan_in_its_time_is_not_one_that_does_not_fit(share) -> None:  # type: ignore[no-untyped-def]
+    clock = Clock(0.5)
+    shares = [replace(share(name), planner=slow(clock)) for name in "ab"]
+    with pytest.raises(DeadlineExceeded):
+        divide(nodes(1.0, 1.0), shares, clock)
+    clock = Clock(1000.0)
+
+    def out_of_time(problem: Problem, budget: SearchBudget) -> Solution:
+        raise DeadlineExceeded("time ran out before a plan was found")
+
+    with pytest.raises(DeadlineExceeded):
+        divide(nodes(1.0, 1.0), [share("a"), replace(share("b"), planner=out_of_time)], clock)
+    assert not clock.expired()
+
+
+def test_what_was_found_is_not_planned_again(share) -> None:  # type: ignore[no-untyped-def]
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def named(name: str) -> Planner:
+        def planned(problem: Problem, budget: SearchBudget) -> Solution:
+            asked.append((name, tuple(node.node_id for node in problem.nodes)))
+            return PLANNER(problem, budget)
+
+        return planned
+
+    shares = [replace(share(name), planner=named(name)) for name in "ab"]
+    found = divide(nodes(1.0, 2.0, 1.0, 2.0), shares, UNLIMITED)
+    assert len(asked) == len(set(asked))
+    for problem, solution in zip(found.problems, found.solutions, strict=True):
+        there = {node.node_id for node in problem.nodes}
+        assert all(there.issuperset(pipeline.node_ids) for pipeline in solution.pipelines)
 
 
 def test_no_pipeline_is_in_two_parts(share) -> None:  # type: ignore[no-untyped-def]

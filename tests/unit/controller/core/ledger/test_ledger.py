@@ -226,8 +226,16 @@ def test_a_view_shows_what_there_is(book: Book) -> None:
     assert book.ledger.head_of("x") is None
     book.checkpoint(7, 2)
     assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.FINISHED
-    book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0)
-    assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.CANCELLED
+
+
+def test_what_has_ended_is_not_cancelled(book: Book) -> None:
+    book.checkpoint(7)
+    assert book.ledger.cancel("g", 0, CancelReason.STOP, 3, 0.0).reply, "its head is told"
+    book.checkpoint(8, 2, start=1, request=None)
+    outcome = book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0)
+    assert (outcome.reply, outcome.records, outcome.events) == (False, (), ())
+    assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.FINISHED
+    assert book.resume(7, 8, 2).finished, "who reads it has the rest"
 
 
 def test_what_was_kept_long_enough_is_forgotten() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from services.common.generation import (
     TokenLogprob,
     TokenSpan,
 )
+from services.common.token_run import TokenRun, matches_event_id, parse_event_id
 from services.model.tokenizer import Tokenizer
 from services.router.openai.responses.details import Details, terms_of
 from services.router.openai.responses.events import ResponseEvents, told_of, whole_of
@@ -49,9 +51,11 @@ def _told(data: bytes) -> list[dict[str, Any]]:
     assert frames.pop() == ""
     events = []
     for frame in frames:
-        name, body = frame.split("\n")
+        name, *where, body = frame.split("\n")
         event = json.loads(body.removeprefix("data: "))
         assert name == f"event: {event['type']}"
+        if event["type"] != "error":  # which is no event of the response's
+            assert where[0].startswith(f"id: {event['sequence_number']}:")
         events.append(event)
     return events
 
@@ -150,6 +154,22 @@ def test_a_reader_goes_on_behind_every_event(make_request: Make) -> None:
     whole = _told(ResponseEvents(request, VOCABULARY).feed(IDS))
     for after in range(len(whole)):
         assert _told(ResponseEvents(request, VOCABULARY, after).feed(IDS)) == whole[after + 1 :]
+
+
+def test_an_events_id_names_the_ids_it_tells_of(make_request: Make) -> None:
+    request = _request(make_request)
+    places = [
+        re.findall(r"^id: \d+:(.*)$", ResponseEvents(request, VOCABULARY).feed(ids).decode(), re.M)
+        for ids in (IDS, (IDS[0] + 1, *IDS[1:]))
+    ]
+    run = TokenRun(IDS)
+    counts = [parse_event_id(place)[0] for place in places[0]]
+    assert counts[0] == (0,)
+    assert counts[-1] == (len(IDS),)
+    assert counts == sorted(counts)
+    for place in places[0]:
+        assert matches_event_id((run,), *parse_event_id(place))
+    assert places[1][-1] != places[0][-1]
 
 
 def test_an_error_takes_no_number_of_an_event(make_request: Make) -> None:
