@@ -16,17 +16,16 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ libgomp1 li
  && mkdir -p /var/lib/shunt/store /opt/cache \
  && chown -R shunt:shunt /var/lib/shunt /opt/cache \
  && python3 -m venv /opt/shunt
-COPY constraints-vllm.txt constraints.txt pyproject.toml deploy/vllm/cuda-pins.sh \
-     deploy/images/install.sh /build/
+COPY constraints-vllm.txt constraints.txt deploy/vllm/cuda-pins.sh deploy/images/install.sh /build/
 
 FROM base AS package
-COPY hatch_build.py README.md LICENSE /build/
+COPY hatch_build.py pyproject.toml README.md LICENSE /build/
 COPY protos /build/protos
 COPY simulator /build/simulator
 COPY deploy/ec2 /build/deploy/ec2
 COPY services /build/services
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
-    /build/install.sh wheel
+    /build/install.sh wheel && /build/install.sh services
 
 FROM base AS node
 RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
@@ -34,7 +33,9 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
 # Behind pip, whose cache would be there, too, and not where the builder keeps it.
 ENV XDG_CACHE_HOME=/opt/cache
 COPY deploy/ec2/host /opt/host
-RUN --mount=from=package,source=/wheel,target=/wheel /build/install.sh services
+COPY --from=package /services /opt/shunt
+RUN /build/install.sh compiled services.cli.node.__main__ services.tensorstore.__main__ services.engine.__main__ \
+    services.engine.assembly torch
 USER shunt
 RUN python -m services.engine.native.kernels /opt/cache/shuntserve/kernels
 # What the driver's container runtime is to bring: computing, and nvidia-smi.

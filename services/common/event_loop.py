@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 import uvloop
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import HasFileno
 
 _Given = TypeVarTuple("_Given")
+_Result = TypeVar("_Result")
 _GRPCS = "PollerCompletionQueue._handle_events"
 """What gRPC has called when there is a byte; it reads one itself."""
 _MOST_BYTES = 1 << 16
@@ -46,6 +47,6 @@ def _after_all_bytes(pair: socket.socket, callback: Callable[..., Any], *args: A
     callback(*args)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
+def run(main: Coroutine[Any, Any, _Result]) -> _Result:
     """Runs a service to its end."""
-    uvloop.run(main, loop_factory=_Loop)
+    return uvloop.run(main, loop_factory=_Loop)

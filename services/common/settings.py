@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import os
 import ssl
@@ -189,6 +190,17 @@ def read(kind: type[S]) -> S:
         if not found.tls.enabled:
             _narrow(found, token)
     return found
+
+
+def take_no_arguments(kind: type[BaseSettings]) -> None:
+    """For a process that is told by its environment alone: --help says so, and anything else that
+    it is told on its command line ends it with 2."""
+    prefix = str(kind.model_config.get("env_prefix") or "")
+    argparse.ArgumentParser(
+        prog=f"python -m {kind.__module__.rpartition('.')[0]}",
+        description=f"Takes no arguments: its settings are the variables {prefix}... of the"
+        " environment, which docs/settings.md tells of.",
+    ).parse_args()
 
 
 def refuse(name: str, reason: str) -> NoReturn:

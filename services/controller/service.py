@@ -46,7 +46,6 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ServiceLimits:
     """Limits and timings (seconds) of the edge."""
 
-    heartbeat_interval_s: float = 0.25
     resume_wait_s: float = 60.0
     """A Resume waits this long for a head, or as long as its caller does."""
     resume_margin_s: float = 0.2
@@ -93,7 +92,8 @@ class ControllerService(
         await self._runtime.started.wait()
         self._known_processes().registered(facts.node_id, facts.incarnation)
         await self._runtime.register(facts)
-        return pb.RegisterResponse(heartbeat_interval_s=self._limits.heartbeat_interval_s)
+        interval_s = self._runtime.cluster.tell_interval_s(facts.incarnation)
+        return pb.RegisterResponse(heartbeat_interval_s=interval_s)
 
     async def Heartbeat(
         self, requests: AsyncIterator[pb.HeartbeatRequest], context: Context
@@ -109,12 +109,17 @@ class ControllerService(
                 try:
                     self._runtime.heartbeat(beat)
                     self._known_processes().registered(beat.node_id, beat.incarnation)
-                    yield pb.HeartbeatResponse()
+                    if not request.no_answer:
+                        yield self._answer(beat.incarnation)
                 except NotFound:
                     yield pb.HeartbeatResponse(register_again=True)
         finally:
             if node_id:
                 self._runtime.suspect(node_id)
+
+    def _answer(self, incarnation: str) -> pb.HeartbeatResponse:
+        interval_s = self._runtime.cluster.tell_interval_s(incarnation)
+        return pb.HeartbeatResponse(heartbeat_interval_s=interval_s)
 
     async def StreamCheckpoints(
         self, requests: AsyncIterator[pb.StreamCheckpointsRequest], context: Context

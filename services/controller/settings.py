@@ -391,6 +391,7 @@ class ControllerSettings(TimingSettings, RetentionSettings):
             spares=self.spares,
             budget_per_hour=self.budget_per_hour,
             heartbeat_interval_s=self.heartbeat_interval_s,
+            beats_per_s=self.beats_per_s,
             glance_s=self.glance_s,
             stall_s=self.stall_s,
             progress_s=self.progress_s,
@@ -440,7 +441,6 @@ class ControllerSettings(TimingSettings, RetentionSettings):
     @property
     def limits(self) -> ServiceLimits:
         return ServiceLimits(
-            heartbeat_interval_s=self.heartbeat_interval_s,
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
         )

@@ -187,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    settings.take_no_arguments(EngineSettings)
     main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from itertools import count
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -25,10 +26,17 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 1.0
+ASKED_BEATS = 4
+"""Each beat of so many is answered: that the controller hears them."""
 
 
 CheckpointCall = grpc.aio.StreamStreamCall[
     controller_pb2.StreamCheckpointsRequest, controller_pb2.StreamCheckpointsResponse
+]
+
+
+HeartbeatCall = grpc.aio.StreamStreamCall[
+    controller_pb2.HeartbeatRequest, controller_pb2.HeartbeatResponse
 ]
 
 
@@ -105,7 +113,7 @@ class ControllerLink:
 
     async def _live(self) -> None:
         """Registers, then beats until the stream ends or the controller asks to register again."""
-        engine, mine = self._engine, self._facts
+        mine = self._facts
         reply = await self._stub.Register(
             controller_pb2.RegisterRequest(
                 node_id=mine.node_id,
@@ -125,23 +133,35 @@ class ControllerLink:
         self.last_heard_s = self._clock()
         self._registered()
         _log.info("registered with the controller")
-        call = self._stub.Heartbeat()
+        await self._beat(self._stub.Heartbeat(), reply.heartbeat_interval_s)
+
+    async def _beat(self, call: HeartbeatCall, interval_s: float) -> None:
+        reading: asyncio.Future[object] | None = None
         try:
-            while True:
-                engine.changed.clear()
-                await call.write(self._heartbeat())
-                async with asyncio.timeout(self._timeout_s):
-                    answer = await call.read()
-                if not isinstance(answer, controller_pb2.HeartbeatResponse):
-                    return
-                self.last_heard_s = self._clock()
-                if answer.register_again:
-                    return
-                await _wait(engine.changed, reply.heartbeat_interval_s)
+            for beat in count():
+                self._engine.changed.clear()
+                asks = not beat % ASKED_BEATS
+                await call.write(self._heartbeat(asks))
+                reading = reading or asyncio.ensure_future(call.read())
+                if asks:
+                    await asyncio.wait((reading,), timeout=self._timeout_s)
+                    if not reading.done():
+                        raise TimeoutError
+                if reading.done():
+                    answer, reading = reading.result(), None
+                    if not isinstance(answer, controller_pb2.HeartbeatResponse):
+                        return
+                    self.last_heard_s = self._clock()
+                    if answer.register_again:
+                        return
+                    interval_s = answer.heartbeat_interval_s or interval_s
+                await _wait(self._engine.changed, interval_s)
         finally:
             call.cancel()
+            if reading is not None:
+                reading.cancel()
 
-    def _heartbeat(self) -> controller_pb2.HeartbeatRequest:
+    def _heartbeat(self, asks: bool) -> controller_pb2.HeartbeatRequest:
         engine = self._engine
         departs_at_s = engine.departs_at_s
         left_s = None if departs_at_s is None else max(0.0, departs_at_s - self._clock())
@@ -155,6 +175,7 @@ class ControllerLink:
             has_work=engine.head.has_work,
             departs_in_s=left_s,
             notice=notice_to(engine.notice),
+            no_answer=not asks,
         )
 
     # Checkpoints

@@ -52,4 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    settings.take_no_arguments(LauncherSettings)
     main()

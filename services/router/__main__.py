@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from services.common import channels, event_loop, logs, server, telemetry
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.roles import Role
-from services.common.settings import read, refuse
+from services.common.settings import read, refuse, take_no_arguments
 from services.router.background import Background
 from services.router.catalogue import ModelCatalogue
 from services.router.controller import ControllerClient
@@ -308,4 +308,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    take_no_arguments(RouterSettings)
     main()

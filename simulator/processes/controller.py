@@ -157,10 +157,11 @@ class SimulatedController(Journaling):
         """A node is there."""
         offer_id = self.provider.offer_of(facts.node_id)
 
-        def register() -> None:
+        def register() -> float:
             self.cluster.register(facts, self.clock.now_s)
             if offer_id:
                 self.act(self.dealer.found(facts, offer_id))
+            return self.cluster.tell_interval_s(facts.incarnation)
 
         self._answer(reply, register)
 
@@ -176,14 +177,14 @@ class SimulatedController(Journaling):
 
         stream.on_message[self] = beat
 
-    def _answer(self, reply: Reply, tell: Callable[[], None]) -> None:
+    def _answer(self, reply: Reply, tell: Callable[[], object]) -> None:
         try:
-            tell()
+            answer = tell()
         except ShuntError as error:
             reply(error)
             return
         self.advance()
-        reply(None)
+        reply(answer)
 
     def reported(self, router_id: str, measured_s: float, demands: dict[str, Demand]) -> None:
         """A router says what it was asked for."""

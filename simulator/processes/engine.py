@@ -132,8 +132,11 @@ class SimulatedEngine(Process):
         """Where it was the head last: its caches stay for the next formation of their size."""
         self._went: tuple[Place, Copying] | None = None
         """What went ahead last, and of which place."""
+        self._beats_every_s = settings.cluster.heartbeat_interval_s
+        """As it was told last."""
+        self._beats_at_s = 0.0
         self._register()
-        self.every(settings.cluster.heartbeat_interval_s, self._beat)
+        self.every(settings.cluster.heartbeat_interval_s, self._beat_if_due)
         self.every(TICK_S, self._tick)
         self.every(settings.head.checkpoint_interval_s, self._checkpoint)
 
@@ -148,6 +151,7 @@ class SimulatedEngine(Process):
         elif isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
+            self._beats_every_s = result
             self._beats = stream = self.open(CONTROLLER, "beats", self.name)
             stream.on_message[self] = self._beaten
             stream.on_end[self] = self._beats_ended
@@ -156,6 +160,13 @@ class SimulatedEngine(Process):
     def _beats_ended(self, error: ShuntError | None) -> None:
         self._beats = None
         self.after(0.1, self._register)
+
+    def _beat_if_due(self) -> None:
+        if self.clock.now_s >= self._beats_at_s:
+            # The look that is nearest: looks are as far apart as regular beats.
+            regular_s = self.environment.settings.cluster.heartbeat_interval_s
+            self._beats_at_s = self.clock.now_s + self._beats_every_s - regular_s / 2
+            self._beat()
 
     def _beat(self) -> None:
         if self._beats is None:

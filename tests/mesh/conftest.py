@@ -15,6 +15,7 @@ from bench import rolling
 from bench.otlp import Receiver
 from services.common import channels
 from services.common.roles import Role
+from tests.mesh.rest import until_at_rest
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[meshes.Mesh]:
-    """One mesh with two routers for all tests; each test leaves it with two ready pipelines."""
+    """One mesh with two routers for all tests; each leaves it in the shape that it had."""
     data_dir: Path = tmp_path_factory.mktemp("mesh")
     with asyncio.Runner() as runner:
         env = {
@@ -57,7 +58,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterat
 
 @pytest.fixture
 async def ready(mesh: meshes.Mesh) -> meshes.Mesh:
-    await mesh.until_ready(2)
+    await until_at_rest(mesh)
     return mesh
 
 

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -330,18 +330,15 @@ async def test_who_has_no_key_is_not_answered(
 async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
     containers: Containers, controller: Any
 ) -> None:
-    engines = containers.engines()
     await _until_ready(controller, 2)
+    engines = containers.engines()
     events = controller.WatchEvents(controller_pb2.WatchEventsRequest(no_wait=True), timeout=60)
     last = max([event.number async for event in events])
     before, found = containers.address("controller", 7001), containers.registered()
     assert len(found) == 4
     assert min(found.values()) > 0
     containers.compose("rm", "--stop", "--force", "controller")
-    network = f"{containers.project}_mesh"
-    squatter = [*("docker", "run", "--detach", "--rm", "--network", network), "--entrypoint"]
-    name = _run([*squatter, "sleep", "shunt-placement", "600"], containers.environment, 60).strip()
-    try:
+    async with _taken(containers, before):
         containers.compose("up", "--no-build", "--no-deps", "--detach", "controller")
         after = containers.address("controller", 7001)
         assert after != before
@@ -349,14 +346,36 @@ async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             await asyncio.wait_for(channel.channel_ready(), 60)
             status = await _until_ready(stub, 2)
-            assert {node.node_id for node in status.nodes} == set(engines)
             await meshes.until(lambda: _more(containers.registered(), found), 60)
             request = controller_pb2.WatchEventsRequest(no_wait=True, from_number=last + 1)
             kinds = [event.kind async for event in stub.WatchEvents(request, timeout=60)]
             assert "node_lost" not in kinds, kinds
+            assert _living(status) == set(engines)
             assert containers.engines() == engines
+
+
+@asynccontextmanager
+async def _taken(containers: Containers, address: str) -> AsyncIterator[None]:
+    """An address that is free is somebody else's inside the block."""
+    network = f"{containers.project}_mesh"
+    squat = ["docker", "run", "--detach", "--rm", "--network", network]
+    squat += ["--entrypoint", "sleep", "shunt-placement", "600"]
+    squatters: list[str] = []
+    try:
+        for _ in range(32):  # those that are free are given away in turn
+            squatters.append(_run(squat, containers.environment, 60).strip())
+            if address.startswith(f"{containers.ip(squatters[-1])}:"):
+                break
+        else:
+            pytest.fail(f"nobody else is given {address}")
+        yield
     finally:
-        _run(["docker", "rm", "--force", name], containers.environment, 60)
+        _run(["docker", "rm", "--force", *squatters], containers.environment, 60)
+
+
+def _living(status: controller_pb2.GetStatusResponse) -> set[str]:
+    lost = controller_pb2.NODE_STATE_LOST
+    return {node.node_id for node in status.nodes if node.state != lost}
 
 
 def _more(now: Mapping[str, int], before: Mapping[str, int]) -> bool:
@@ -395,8 +414,7 @@ async def test_a_stream_outlives_the_engine_container_that_began_it(
     status = await _until_ready(controller, 2)
     after = containers.engines()
     assert victim not in after
-    lost = controller_pb2.NODE_STATE_LOST
-    assert {node.node_id for node in status.nodes if node.state != lost} == set(after)
+    assert _living(status) == set(after)
     assert len(after) == len(before)
     assert len(set(after.values()) - set(before.values())) == 1
     again = await meshes.undisturbed(client, containers.url, bodies[:1])

@@ -92,6 +92,37 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)]
     expected = await meshes.undisturbed(client, url, bodies)
     load = Load(client, url, bodies)
+    try:
+        await second_comes_and_goes(mesh, client, load)
+    finally:
+        await load.end()
+        await taken_out(mesh)
+    for records, wanted in zip(load.records, expected, strict=True):
+        for record in records:
+            assert record.complete, record.error
+            assert (record.text, record.usage) == (wanted.text, wanted.usage)
+    events = [
+        event
+        async for event in controller.WatchEvents(
+            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
+        )
+    ]
+    changed = [e.attributes["models"] for e in events if e.kind == "deployments_changed"]
+    first = (await mesh.status())["deployments"][0]["model"]
+    assert changed[-2:] == [f"{first}, {NAME}", first]
+    gaps = [record.longest_gap_s() for records in load.records for record in records]
+    print("streams", len(gaps), "longest gap", max(gaps))
+
+
+async def taken_out(mesh: meshes.Mesh) -> None:
+    """The second model is served no more, however far its test came."""
+    status = await tiny_mesh.until_status(mesh, lambda status: bool(status["deployments"]))
+    if NAME in [deployment["model"] for deployment in status["deployments"]]:
+        await mesh.shunt("undeploy", NAME)
+
+
+async def second_comes_and_goes(mesh: meshes.Mesh, client: httpx.AsyncClient, load: Load) -> None:
+    url = mesh.url()
     await load.flows()
     first = (await mesh.status())["deployments"][0]["model"]
 
@@ -124,18 +155,3 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
     await load.flows()
     await mesh.until_ready(2)
-    await load.end()
-    for records, wanted in zip(load.records, expected, strict=True):
-        for record in records:
-            assert record.complete, record.error
-            assert (record.text, record.usage) == (wanted.text, wanted.usage)
-    events = [
-        event
-        async for event in controller.WatchEvents(
-            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
-        )
-    ]
-    changed = [e.attributes["models"] for e in events if e.kind == "deployments_changed"]
-    assert changed[-2:] == [f"{first}, {NAME}", first]
-    gaps = [record.longest_gap_s() for records in load.records for record in records]
-    print("streams", len(gaps), "longest gap", max(gaps))

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,30 @@ async def _until(reader: asyncio.subprocess.Process, kind: str, node: str = "") 
     return told
 
 
-async def test_events_are_followed_over_a_controller_that_is_killed(ready: meshes.Mesh) -> None:
+@asynccontextmanager
+async def _following(mesh: meshes.Mesh) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A reader of its events, ended with the block."""
     reader = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.cli", "events", "--data-dir", str(ready.data_dir)),
+        *(sys.executable, "-m", "services.cli", "events", "--data-dir", str(mesh.data_dir)),
         *("--follow", "--json"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    try:
+        yield reader
+    finally:
+        if reader.returncode is None:
+            reader.kill()
+            await reader.communicate()
+
+
+async def test_events_are_followed_over_a_controller_that_is_killed(ready: meshes.Mesh) -> None:
+    async with _following(ready) as reader:
+        await _follows(reader, ready)
+    await ready.until_ready(2)
+
+
+async def _follows(reader: asyncio.subprocess.Process, ready: meshes.Mesh) -> None:
     told = await _until(reader, "pipeline_ready")
     status = await ready.status()
     pid = next(s["pid"] for s in status["services"] if s["name"] == "controller")
@@ -63,7 +82,6 @@ async def test_events_are_followed_over_a_controller_that_is_killed(ready: meshe
     assert b"lost with a controller" not in complaints
     lost = [event for event in told if event["kind"] == "node_lost"]
     assert (lost[-1]["node"], lost[-1]["plan"]) == (node, status["plan"]["number"])
-    await ready.until_ready(2)
 
 
 async def test_a_plan_says_why_and_what_another_would_change(

@@ -21,6 +21,7 @@ from bench import mesh as meshes
 from tests.mesh import tiny_mesh
 from tests.mesh.tiny_mesh import Machine, Up
 
+WHOLE_S = 120.0
 RETRY_S = 0.5
 """The controller's first pause."""
 BAD = "bad setting SHUNT_ENGINE_THREADS: Input should be greater than or equal to 1"
@@ -60,10 +61,10 @@ def with_store(data_dir: Path, store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(
+def shared(
     tmp_path_factory: pytest.TempPathFactory, store: Path, machine: Machine
 ) -> Iterator[meshes.Mesh]:
-    """Two pipelines of an engine each; every test leaves them ready."""
+    """Two pipelines of an engine each."""
     with asyncio.Runner() as runner:
         context = meshes.running(
             with_store(tmp_path_factory.mktemp("tiny-mesh"), store),
@@ -75,6 +76,27 @@ def tiny(
             yield mesh
         finally:
             runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def tiny(shared: meshes.Mesh, machine: Machine) -> meshes.Mesh:
+    """The same at the start of every test, whatever the one before was cut off at: who was given up
+    for good is killed, for nobody else would launch another one."""
+    machine.heal()
+    killed = set[str]()
+    async with asyncio.timeout(WHOLE_S):
+        while True:
+            status = await shared.status()
+            ready = [pipeline["state"] for pipeline in status["pipelines"]] == ["ready"] * 2
+            if ready and not status["faults"]:
+                return shared
+            given_up = {fault["pipeline"] for fault in status["faults"] if fault["permanent"]}
+            for pipeline in status["pipelines"]:
+                node = pipeline["stages"][0]["node"]
+                if pipeline["id"] in given_up and node and node not in killed:
+                    killed.add(node)
+                    await shared.shunt("interrupt", node, "--kill")
+            await asyncio.sleep(0.2)
 
 
 @pytest.fixture

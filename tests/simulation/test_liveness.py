@@ -20,11 +20,13 @@ MENDED_S = 15.0
 class Reading:
     """A reader in the midst of its generation."""
 
-    def __init__(self, *, nodes: int = 4) -> None:
+    def __init__(self, *, nodes: int = 4, beats_per_s: float = 1000.0) -> None:
         self.oracle = Oracle(exact=True)
         settings = SimulationSettings()
         initial = (SHAPE,) * nodes
-        cluster = replace(settings.cluster, initial=initial, expected_nodes=nodes)
+        cluster = replace(
+            settings.cluster, initial=initial, expected_nodes=nodes, beats_per_s=beats_per_s
+        )
         self.world = World(Random(7), replace(settings, cluster=cluster), self.oracle)
         self.oracle.world = self.world
         self.world.clock.run(2.0)
@@ -100,6 +102,21 @@ def test_a_head_that_is_stopped_is_left_before_its_node_counts_as_lost() -> None
     settings = reading.world.settings.cluster
     assert reading.went_on_s(LONG_S) <= settings.stall_s + 0.5 < settings.node_lost_s
     reading.world.clock.after(1.0, reading.head.thaw)
+    assert reading.ends_well()
+    assert reading.oracle.grants["g"] == 1
+
+
+def test_nodes_that_are_told_to_beat_seldom_are_not_lost_and_a_stopped_one_is_left() -> None:
+    """So much later as beats are further apart: four nodes, a beat a second of them all."""
+    reading = Reading(beats_per_s=1.0)
+    world, settings = reading.world, reading.world.settings.cluster
+    assert world.controller.cluster.tell_interval_s(reading.head.name) == 4.0
+    kinds = [kind for _, kind, _ in reading.oracle.events]
+    assert not {"head_stalled", "node_lost"} & set(kinds)
+    reading.head.freeze()
+    later_s = 4.0 - settings.heartbeat_interval_s
+    assert settings.stall_s <= reading.went_on_s(LONG_S) <= settings.stall_s + later_s + 0.5
+    world.clock.after(1.0, reading.head.thaw)
     assert reading.ends_well()
     assert reading.oracle.grants["g"] == 1
 

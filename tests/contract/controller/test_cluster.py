@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import groupby
 from typing import Any
 
 import grpc
@@ -82,6 +83,12 @@ async def test_a_killed_node_is_replaced_by_a_new_one(world: World) -> None:
     assert len(loads) == 1
 
 
+def turns(engine: Any) -> list[str]:
+    """What it was called for, one after another: whose beats name what is no more is told so again,
+    until the next formation begins."""
+    return [name for name, _ in groupby(name for name, _ in engine.calls)]
+
+
 async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
     await world.start()
     before = await world.routes(2)
@@ -90,9 +97,7 @@ async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
     await world.provider.kill(pipeline.stages[1].node_id)
     await world.routes(1)
     await world.routes(2)
-    head = world.head(before[0])
-    calls = [name for name, _ in head.calls]
-    assert calls == ["hold", "form", "dissolve", "form"]
+    assert turns(world.head(before[0])) == ["hold", "form", "dissolve", "form"]
 
 
 async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) -> None:
@@ -106,7 +111,7 @@ async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) ->
     await world.provider.kill(pipeline.stages[0].node_id)
     await world.routes(1)
     await world.routes(2)
-    assert [name for name, _ in survivor.calls] == ["hold", "form", "dissolve", "form"]
+    assert turns(survivor) == ["hold", "form", "dissolve", "form"]
 
 
 async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
@@ -290,6 +295,22 @@ async def test_an_unknown_node_must_register_before_it_beats(world: World) -> No
     await call.write(pb.HeartbeatRequest(node_id="stranger", incarnation="x"))
     assert (await call.read()).register_again
     call.cancel()
+
+
+async def test_a_beat_that_waits_for_no_answer_has_one_only_where_something_must_be_told(
+    world: World,
+) -> None:
+    """And who waits for one is told how often to beat: four nodes, ten beats a second."""
+    await world.start(beats_per_s=10.0)
+    engine = world.head((await world.routes(2))[0])
+    beat = {"node_id": engine.node_id, "incarnation": engine.incarnation}
+    quiet = {"no_answer": True}
+    beats = [pb.HeartbeatRequest(**beat, **quiet) for _ in range(3)]
+    beats.append(pb.HeartbeatRequest(**beat))
+    beats.append(pb.HeartbeatRequest(node_id=engine.node_id, incarnation="unknown", **quiet))
+    answers = [answer async for answer in world.stub.Heartbeat(iter(beats), timeout=CALL_S)]
+    assert [answer.register_again for answer in answers] == [False, True]
+    assert answers[0].heartbeat_interval_s == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("bad", [{"lost_node_ids": ["n"] * 5000}, {"formation_id": "f" * 5000}])

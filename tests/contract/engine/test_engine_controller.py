@@ -25,7 +25,7 @@ from services.common.roles import Role
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.wire_machine import machine_from
-from services.engine.controller_link import ControllerLink
+from services.engine.controller_link import ASKED_BEATS, ControllerLink
 from tests.contract.engine.rig import DEADLINE_S, ROOT, Rig, Worker, generate, request, until
 from tests.contract.engine.tiny import expected_ids
 
@@ -45,6 +45,10 @@ class Journal(controller_pb2_grpc.ControllerServiceServicer):
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     forget: bool = False
     interval_s: float = 0.05
+    later_interval_s: float = 0.0
+    """Told with every answer to a beat; 0: nothing is."""
+    silent: bool = False
+    """It hears beats, and answers none."""
     replaced: bool = False
 
     async def Register(self, request: Any, context: Any) -> Any:
@@ -57,7 +61,10 @@ class Journal(controller_pb2_grpc.ControllerServiceServicer):
         async for beat in request_iterator:
             self.beats.append(beat)
             forget, self.forget = self.forget, False
-            yield controller_pb2.HeartbeatResponse(register_again=forget)
+            if not self.silent and (forget or not beat.no_answer):
+                yield controller_pb2.HeartbeatResponse(
+                    register_again=forget, heartbeat_interval_s=self.later_interval_s
+                )
 
     async def StreamCheckpoints(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         async for message in request_iterator:
@@ -179,6 +186,31 @@ async def test_a_forgotten_node_registers_again(rig: Rig, journal: Journal) -> N
         await _eventually(lambda: journal.beats)
         journal.forget = True
         await _eventually(lambda: len(journal.registered) == 2)
+
+
+async def test_one_beat_of_some_waits_for_an_answer_and_a_silent_controller_is_left(
+    rig: Rig, journal: Journal
+) -> None:
+    worker = await rig.worker()
+    async with serving(journal) as port, linked(worker, port):
+        await _eventually(lambda: len(journal.beats) > 2 * ASKED_BEATS)
+        asking = [number for number, beat in enumerate(journal.beats) if not beat.no_answer]
+        assert asking == list(range(0, len(journal.beats), ASKED_BEATS))
+        assert len(journal.registered) == 1
+        journal.silent = True
+        await _eventually(lambda: len(journal.registered) > 1)
+
+
+async def test_a_node_beats_as_often_as_it_is_told_last(rig: Rig, journal: Journal) -> None:
+    worker = await rig.worker()
+    journal.later_interval_s = 10 * DEADLINE_S
+    async with serving(journal) as port, linked(worker, port):
+        await _eventually(lambda: journal.beats)
+        await rig.form([worker], [], "f1")  # what changes is told at once
+        await _eventually(lambda: journal.beats[-1].formation_id == "f1")
+        beats = len(journal.beats)
+        await asyncio.sleep(10 * journal.interval_s)
+        assert len(journal.beats) == beats
 
 
 async def test_of_several_addresses_the_controller_is_the_one_that_answers(

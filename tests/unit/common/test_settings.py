@@ -11,6 +11,8 @@ from pydantic_settings import SettingsConfigDict
 from services.common import settings
 from tests.certificates import Authority
 
+ROOT = Path(__file__).parents[3]
+
 
 class _Settings(settings.ServiceSettings):
     model_config = SettingsConfigDict(
@@ -36,6 +38,30 @@ def test_a_bad_setting_names_its_field_and_exits_2(
 def test_settings_cannot_be_changed_after_they_were_read() -> None:
     with pytest.raises(ValidationError):
         settings.read(_Settings).grpc_port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("told", "code"), [("--help", 0), ("--grpc-port=1", 2), ("run", 2)])
+def test_who_is_told_by_its_environment_alone_says_so(
+    told: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prog"])
+    settings.take_no_arguments(_Settings)
+    monkeypatch.setattr("sys.argv", ["prog", told])
+    with pytest.raises(SystemExit) as stop:
+        settings.take_no_arguments(_Settings)
+    assert stop.value.code == code
+    said = capsys.readouterr()
+    assert ("SHUNT_TEST_" in said.out) if code == 0 else (told in said.err)
+
+
+@pytest.mark.parametrize(
+    "service", ["controller", "engine", "launcher", "placement", "router", "tensorstore"]
+)
+def test_no_service_starts_when_asked_for_help(service: str) -> None:
+    text = (ROOT / "services" / service / "__main__.py").read_text()
+    begin = text[text.index('if __name__ == "__main__":') :].splitlines()
+    assert "take_no_arguments(" in begin[1]
+    assert begin[2].strip() == "main()"
 
 
 FILES = ("certificate", "key", "authority")

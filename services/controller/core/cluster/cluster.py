@@ -140,6 +140,10 @@ class Cluster:
         last_s = now_s if until_s is None else until_s
         self._heed(self._state.liveness.hear_until(beat, now_s, last_s), now_s)
 
+    def tell_interval_s(self, incarnation: str) -> float:
+        """How often the process is to beat; asked when it is told."""
+        return self._state.liveness.tell_interval_s(incarnation)
+
     def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> None:
         for verdict in verdicts:
             self._happen(heed(self._state, self.settings, verdict, now_s))

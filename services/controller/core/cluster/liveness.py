@@ -8,6 +8,9 @@ not serve.
 Time counts only as far as it was watched. Whoever was stopped has heard nobody, so what passed
 before the next look, but for `glance_s`, is nobody's silence: all times here are on a clock that
 stands still meanwhile. Behind a longer gap, as behind a restart, nobody counts as dead for a while.
+
+Where there are many processes each is told to beat more seldom, so that their controller can hear
+them all; whoever was told so is late, and silent, by that much later.
 """
 
 from __future__ import annotations
@@ -97,6 +100,8 @@ class _Pulse:
     """When a beat last showed more steps, or no work."""
     confirmed: bool
     """Heard from since the controller started."""
+    spaced_s: float = 0.0
+    """What it was told to wait from beat to beat beyond the regular interval."""
     carries: bool = False
     """It holds a stage."""
     formation_id: str | None = ""
@@ -169,6 +174,17 @@ class Liveness:
         pulse.stepped_s = max(pulse.stepped_s, self._watched_s(now_s))
         self._expect(pulse)
 
+    def tell_interval_s(self, incarnation: str) -> float:
+        """How often it is to beat from now on. Asked when it is told so: its beats are expected
+        accordingly."""
+        regular_s = self._settings.heartbeat_interval_s
+        interval_s = max(regular_s, len(self._pulses) / self._settings.beats_per_s)
+        pulse = self._pulses.get(incarnation)
+        if pulse is not None:
+            pulse.spaced_s = interval_s - regular_s
+            self._expect(pulse)
+        return interval_s
+
     # What is heard
 
     def hear(self, beat: Beat, now_s: float) -> list[Verdict]:
@@ -237,7 +253,8 @@ class Liveness:
     def _judge(self, pulse: _Pulse, watched_s: float) -> Verdict | None:
         if watched_s < self._grace_until_s:
             return None
-        if watched_s >= pulse.heard_s + self._settings.silence_s(pulse.carries):
+        silence_s = pulse.spaced_s + self._settings.silence_s(pulse.carries)
+        if watched_s >= pulse.heard_s + silence_s:
             return Silent(pulse.node_id)
         if not pulse.leads or pulse.stalled:
             return None
@@ -247,9 +264,9 @@ class Liveness:
 
     def _stall(self, pulse: _Pulse, watched_s: float) -> str:
         """Why a head does not serve; empty when it does."""
-        if watched_s >= pulse.heard_s + self._settings.stall_s:
+        if watched_s >= pulse.heard_s + pulse.spaced_s + self._settings.stall_s:
             return "silence"
-        if watched_s >= pulse.stepped_s + self._settings.progress_s:
+        if watched_s >= pulse.stepped_s + pulse.spaced_s + self._settings.progress_s:
             return "no steps"
         return ""
 
@@ -262,11 +279,11 @@ class Liveness:
 
     def _expect(self, pulse: _Pulse) -> None:
         """Has it looked at by when something may be due."""
-        settings = self._settings
-        due_s = pulse.heard_s + settings.silence_s(pulse.carries)
+        settings, heard_s = self._settings, pulse.heard_s + pulse.spaced_s
+        due_s = heard_s + settings.silence_s(pulse.carries)
         if pulse.leads and not pulse.stalled:
-            due_s = min(due_s, pulse.heard_s + settings.stall_s)
-            due_s = min(due_s, pulse.stepped_s + settings.progress_s)
+            due_s = min(due_s, heard_s + settings.stall_s)
+            due_s = min(due_s, pulse.stepped_s + pulse.spaced_s + settings.progress_s)
         due_s = max(due_s, self._grace_until_s)
         if due_s < pulse.due_s:
             pulse.due_s = due_s
@@ -297,7 +314,8 @@ class Liveness:
         pulse = self._pulses.get(incarnation)
         if pulse is None or not pulse.confirmed:
             return False
-        return self._watched_s(now_s) <= pulse.heard_s + self._settings.doubt_s
+        doubt_s = pulse.spaced_s + self._settings.doubt_s
+        return self._watched_s(now_s) <= pulse.heard_s + doubt_s
 
     def silent_s(self, incarnation: str, now_s: float) -> float:
         """For how long it was not heard from."""

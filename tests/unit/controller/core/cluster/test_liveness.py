@@ -56,6 +56,31 @@ def test_silence_is_doubt_then_a_stalled_head_then_a_loss() -> None:
     assert liveness.silent_s("i-a", 3.0) == 3.0
 
 
+def test_of_many_each_is_told_to_beat_more_seldom_and_is_late_by_that_much_later() -> None:
+    liveness = _watching("a", "b", settings=replace(JUMPING, beats_per_s=2.0))
+    assert liveness.tell_interval_s("i-a") == 1.0
+    assert liveness.trusts("i-a", 1.75)
+    assert not liveness.trusts("i-a", 1.751)
+    assert not liveness.trusts("i-b", 1.001), "it was told nothing of the kind"
+    assert liveness.look(2.749) == []
+    assert liveness.look(2.75) == [Stalled("a", "silence")]
+    assert liveness.look(3.0) == [Silent("b")]
+    liveness.forget("i-b")
+    assert liveness.hear(_beat("a"), 3.0) == [Serves("a")]
+    assert liveness.look(5.749) == []
+    assert liveness.tell_interval_s("i-a") == 0.5, "there are fewer now"
+    assert liveness.wakes_at_s() == 5.25
+    assert liveness.look(5.749) == [Stalled("a", "silence")]
+    assert liveness.look(6.25) == [Silent("a")]
+    assert liveness.tell_interval_s("nobody") == 0.5
+
+
+def test_few_are_told_the_regular_interval_and_are_judged_by_it() -> None:
+    liveness = _watching("a", "b")
+    assert liveness.tell_interval_s("i-a") == INTERVAL_S
+    assert liveness.look(2.0) == [Stalled("a", "silence")]
+
+
 def test_a_head_that_beats_and_makes_no_step_stalls_until_it_does() -> None:
     liveness = _watching("a")
     for quarter in range(1, 21):
