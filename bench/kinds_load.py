@@ -30,6 +30,8 @@ BEGUN = 4
 LOOK_S = 0.05
 SETTLED_S = 60.0
 """Within this time what was struck is granted another epoch, or it has ended."""
+AGAIN_S = 0.5
+"""Behind an error: who is refused at once would keep a core busy with asking."""
 FOLLOWED_S = 86_400.0
 """Longer than any run."""
 
@@ -95,6 +97,8 @@ class Load:
             url = self._mesh.url(reader % self._mesh.routers)
             await ask(self._client, url, self._model, self._kinds[name], answer)
             del self._live[reader]
+            if answer.error:
+                await asyncio.sleep(AGAIN_S)
 
     def begin(self, reader: int) -> tuple[str, Answer]:
         """What is asked next, and where the answer will be."""

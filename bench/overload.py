@@ -11,6 +11,10 @@
 - `tenants`: first tokens of one that asks now and then, alone and beside one that floods;
 - `abandoned`: the first token of a live request behind streams that were opened and closed.
 
+`--parts` leaves parts out; capacity, by which the others ask, is always found. `--node-speeds 1:1`
+has one pipeline of two stages: with more engines than cores whoever asks alone has those that the
+engines of another pipeline take beside a flood, and the wait for a core is no wait for a turn.
+
 Capacity and goodput are rates of a mesh that has been busy for as long as an answer takes: one that
 begins empty reads a batch of prompts whose answers come behind the end.
 """
@@ -37,6 +41,7 @@ import httpx
 
 from bench import crowd, written
 from bench import mesh as meshes
+from services.cli.layout import NODE_SPEEDS
 
 ANSWER_TOKENS = 64
 PROMPT_WORDS = 120
@@ -45,6 +50,7 @@ QUIET_SHARE = 0.1
 """Of the capacity: what the tenant that asks now and then asks for."""
 FLOOD = 10.0
 """Times the capacity."""
+PARTS = ("overload", "tenants", "abandoned")
 WORDS = ("sea", "wind", "boat", "stone", "light", "north", "river", "salt", "rope", "night")
 
 
@@ -293,14 +299,16 @@ async def run(
         "capacity_a_second": round(capacity, 2),
     }
     async with crowd.counted_events(mesh) as events:
-        window = Window(options.fill_s, options.fill_s + options.overload_s)
-        log = mesh.data_dir / "logs" / "router-0.log"
-        report["overload"] = await overloaded(asker, capacity, window, headers, log)
-        report["predicted"] = await prediction_errors(f"http://127.0.0.1:{admin_port}")
-        report["tenants"] = await two_tenants(
-            Asker(port, 2, options.answer_tokens), asker, capacity, options.tenants_s, keys
-        )
-        report["abandoned"] = await abandoned(asker, options.abandoned, port, headers)
+        if "overload" in options.parts:
+            window = Window(options.fill_s, options.fill_s + options.overload_s)
+            log = mesh.data_dir / "logs" / "router-0.log"
+            report["overload"] = await overloaded(asker, capacity, window, headers, log)
+            report["predicted"] = await prediction_errors(f"http://127.0.0.1:{admin_port}")
+        if "tenants" in options.parts:
+            quiet = Asker(port, 2, options.answer_tokens)
+            report["tenants"] = await two_tenants(quiet, asker, capacity, options.tenants_s, keys)
+        if "abandoned" in options.parts:
+            report["abandoned"] = await abandoned(asker, options.abandoned, port, headers)
     report["epochs_granted"] = events["generation_granted"]
     report["nodes_lost"] = events["node_lost"]
     return report
@@ -324,11 +332,14 @@ async def _main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="shunt-overload-") as directory:
         file, data_dir = Path(directory) / "keys.json", Path(directory) / "data"
         keys = {name: await _key(file, name) for name in ("quiet", "flood")}
-        given = ("--keys", str(file))
-        async with meshes.running(data_dir, env=env, options=given) as mesh:
+        speeds: str = options.node_speeds
+        given = ("--keys", str(file), "--node-speeds", speeds)
+        pipelines = speeds.count(",") + 1
+        async with meshes.running(data_dir, env=env, options=given, pipelines=pipelines) as mesh:
             report = await run(mesh, admin_port, keys, options)
     written.show(report, options.out)
-    return 1 if report["overload"]["failures"] or report["epochs_granted"] else 0
+    failures = report.get("overload", {}).get("failures")
+    return 1 if failures or report["epochs_granted"] else 0
 
 
 if __name__ == "__main__":
@@ -340,6 +351,8 @@ if __name__ == "__main__":
     parser.add_argument("--overload-s", type=float, default=60.0)
     parser.add_argument("--tenants-s", type=float, default=40.0)
     parser.add_argument("--abandoned", type=int, default=2000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--node-speeds", default=NODE_SPEEDS, help="as in `shunt up`")
     parser.add_argument("--quick", action="store_true", help="all of it, a third as long")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -52,52 +52,67 @@ class Teller(Protocol):
 async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller) -> None:
     """Server-sent events until the end, or until the client has gone."""
     wake = _one_wake(sessions)
-    async with watched(exchange, wake, sessions):
+    with _watched(exchange, wake, sessions):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(exchange.settings.first_event_s):
                 while not (all(map(_has_news, sessions)) or exchange.disconnected):
                     await _next(wake)
+        if not exchange.disconnected:
+            for session in sessions:
+                if session.error is not None and not session.transcript.waiting_bytes:
+                    raise session.error
+            first = teller.beginning()
+            await exchange.begin(200, STREAM_HEADERS)
+            for session in sessions:
+                session.resumable = True
+                session.cut = exchange.cut
+            wake.set()
+            await _tell(exchange, wake, sessions, teller, first)
     if exchange.disconnected:
-        return
-    for session in sessions:
-        if session.error is not None and not session.transcript.waiting_bytes:
-            raise session.error
-    first = teller.beginning()
-    await exchange.begin(200, STREAM_HEADERS)
-    for session in sessions:
-        session.resumable = True
-        session.cut = exchange.cut
-    async with watched(exchange, wake, sessions):
-        wake.set()
-        while not exchange.disconnected:
-            await _next(wake)
-            ended = all(session.ended for session in sessions) or any(
-                session.error is not None for session in sessions
-            )
-            if ended:
-                await teller.settled()
-            data = first + b"".join(map(_changes, sessions)) + teller.told()
-            first = b""
-            if ended:
-                data += teller.ending()
-            if not (data or ended) and not any(session.comment_due for session in sessions):
-                continue
-            for session in sessions:
-                session.write_began()
-            await exchange.write(data or (b"" if ended else COMMENT), more=not ended)
-            for session in sessions:
-                session.written()
-            if ended:
-                return
+        await sessions[0].closing_turn()
+
+
+async def _tell(
+    exchange: Exchange,
+    wake: asyncio.Event,
+    sessions: Sequence[Session],
+    teller: Teller,
+    first: bytes,
+) -> None:
+    """The events of an answer that has begun."""
+    while True:
+        await _next(wake)
+        if exchange.disconnected:
+            return
+        ended = all(session.ended for session in sessions) or any(
+            session.error is not None for session in sessions
+        )
+        if ended:
+            await teller.settled()
+        data = first + b"".join(map(_changes, sessions)) + teller.told()
+        first = b""
+        if ended:
+            data += teller.ending()
+        if not (data or ended) and not any(session.comment_due for session in sessions):
+            continue
+        for session in sessions:
+            session.write_began()
+        await exchange.write(data or (b"" if ended else COMMENT), more=not ended)
+        for session in sessions:
+            session.written()
+        if ended:
+            return
 
 
 async def ended(exchange: Exchange, sessions: Sequence[Session]) -> bool:
     """Whether all readers ended before their client left; names the arithmetic in the answer's
     headers where it changed."""
     wake = _one_wake(sessions)
-    async with watched(exchange, wake, sessions):
+    with _watched(exchange, wake, sessions):
         while not (all(session.ended for session in sessions) or exchange.disconnected):
             await _next(wake)
+    if exchange.disconnected:
+        await sessions[0].closing_turn()
     changes = [change for session in sessions for change in session.take_changes()]
     if changes:
         classes = [changes[0].before, *(change.now for change in changes)]
@@ -251,42 +266,24 @@ def _together(
 async def while_connected(exchange: Exchange) -> AsyncIterator[None]:
     """Ends the block when the client has gone: nothing begins for nobody."""
     loop = asyncio.get_running_loop()
-
-    async def watch() -> None:
-        await exchange.until_disconnected()
-        gone.reschedule(loop.time())
-
     try:
         async with asyncio.timeout(None) as gone:
-            task = loop.create_task(watch())
-            try:
+            with exchange.leaving(lambda: gone.reschedule(loop.time())):
                 yield
-            finally:
-                task.cancel()
     except TimeoutError:
         raise HttpError(400, "disconnected", "the client has gone") from None
 
 
-@contextlib.asynccontextmanager
-async def watched(
-    exchange: Exchange, wake: asyncio.Event, sessions: Sequence[Session] = ()
-) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def _watched(
+    exchange: Exchange, wake: asyncio.Event, sessions: Sequence[Session]
+) -> Iterator[None]:
     """Wakes the reader when the client has gone; heads know it before."""
 
-    async def watch() -> None:
-        await exchange.until_disconnected()
+    def left() -> None:
         for session in sessions:
             session.client_gone()
-        if sessions:
-            await sessions[0].closing_turn()
         wake.set()
 
-    task = asyncio.create_task(watch())
-    try:
+    with exchange.leaving(left):
         yield
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()

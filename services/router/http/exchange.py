@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,6 +28,10 @@ LEAST_BYTES_PER_S = 64 << 10
 """Of a body that may be long: what it may take in all grows with what has come."""
 DRAIN_BODIES = 4
 """A body that is too large is read this many times over its limit, so that its sender hears why."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class Exchange:
@@ -54,6 +58,9 @@ class Exchange:
         """Sent with the answer, whichever it will be."""
         self._receive = receive
         self._send = send
+        self._watch: asyncio.Task[None] | None = None
+        self._left: Callable[[], object] = _nothing
+        """Hears that the client has gone."""
         self._request_headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in reversed(scope["headers"])
@@ -156,11 +163,31 @@ class Exchange:
             raise HttpError(503, "overloaded", "too many bytes of requests are held already")
         return bytes(data)
 
-    async def until_disconnected(self) -> None:
-        """Returns when the client has gone, or has its whole answer."""
+    @contextmanager
+    def leaving(self, left: Callable[[], object] = _nothing) -> Iterator[None]:
+        """Calls `left` once if the client goes within the block, or has gone before; the body has
+        been read. `disconnected` is true from then on. One task watches for all such blocks of a
+        request."""
+        before, self._left = self._left, left
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._until_disconnected())
+        elif self.disconnected:
+            left()
+        try:
+            yield
+        finally:
+            self._left = before
+
+    async def _until_disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.disconnected = True
+        self._left()
+
+    def close(self) -> None:
+        """The request has been served. Raises what went wrong when its client left."""
+        if self._watch is not None and not self._watch.cancel():
+            self._watch.result()
 
     async def answer(self, status: int, body: bytes, media_type: str = "application/json") -> None:
         """A whole answer."""

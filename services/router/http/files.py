@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -99,16 +98,13 @@ class FileRoutes:
             200,
             {"content-type": "application/octet-stream", "content-length": str(file.size_bytes)},
         )
-        leaving = asyncio.create_task(exchange.until_disconnected())
-        try:
+        with exchange.leaving():
             await exchange.part(first)
             async for part in parts:
                 if exchange.disconnected:
                     return
                 await exchange.part(part)
             await exchange.finish(b"")
-        finally:
-            leaving.cancel()
 
     async def list(self, exchange: Exchange) -> None:
         query = exchange.query("after", "limit", "order", "purpose")

@@ -255,7 +255,10 @@ class _Endpoint:
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
-            await self._handler(exchange)
+            try:
+                await self._handler(exchange)
+            finally:
+                exchange.close()
         except ShuntError as error:
             await self._fail(exchange, error)
         except Exception:
