@@ -14,7 +14,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 .PHONY: help install vllm clients clients-page run demo test soak check lint-dashboards lint-infra lint-metrics docs \
   bench bench-chaos bench-kinds bench-crowd bench-overload bench-resets \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
-  bench-tensorstore \
+  bench-tensorstore bench-fidelity \
   bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv bench-phases \
   experiments experiments-quick \
   experiments-tables proto up down clean
@@ -167,6 +167,9 @@ experiments-quick: $(INSTALLED) ## Runs a part of each, and compares with what i
 
 experiments-tables: $(INSTALLED) ## Writes anew what is expected of all experiments, and their READMEs' tables
 	$(BIN)/python -m experiments --write --size tiny --size quick --size full
+
+bench-fidelity: $(INSTALLED) ## Holds the simulator to a mesh of this machine, recorded twice for ten minutes
+	$(BIN)/python -m bench.fidelity --keep bench/out/fidelity
 
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json

@@ -39,6 +39,8 @@ from simulator.fleet.workload import Request
 
 WINDOW_S = 2.0
 """Steps are counted as they begin and their seconds as they end: a window holds many of them."""
+LEAST_WINDOWS = 32
+"""Of a recording, whose windows are shorter where it is short."""
 LOOK_S = 0.1
 """Between looks at which pipeline has which generation."""
 DESCRIBE_S = 5.0
@@ -85,22 +87,16 @@ class Recorder:
         self._seen = [_Seen() for _ in self._load]
         self._windows: list[WindowRow] = []
         self._pipelines: dict[str, tuple[Stage, ...]] = {}
+        self._members: dict[str, list[str]] = {}
+        """Addresses of those that serve, head first, by pipeline."""
 
     async def record(self) -> Recording:
         """Raises MeshError where the mesh does not serve."""
-        status = await self._status()
-        self._see_pipelines(status)
+        self._see_pipelines(await self._status())
         if not self._pipelines:
             raise MeshError("no pipeline of the mesh takes requests")
-        addresses = {node.node_id: node.address for node in status.nodes}
         began_unix_s, self._began_s = time.time(), time.monotonic()
-        looking = [
-            asyncio.create_task(self._look()),
-            *(
-                asyncio.create_task(self._count(name, [addresses[stage.node] for stage in stages]))
-                for name, stages in self._pipelines.items()
-            ),
-        ]
+        looking = [asyncio.create_task(self._look()), asyncio.create_task(self._count())]
         asking = [asyncio.create_task(self._ask(number)) for number in range(len(self._load))]
         try:
             if asking:
@@ -120,8 +116,9 @@ class Recorder:
         return Recording.of(header, lines)
 
     def _see_pipelines(self, status: controller_pb2.GetStatusResponse) -> None:
-        """Each once: one that forms again has the same layers."""
+        """Its layers once: one that forms again has the same, on other nodes."""
         offers = {node.node_id: node.offer_id for node in status.nodes}
+        addresses = {node.node_id: node.address for node in status.nodes}
         for one in status.pipelines:
             if one.state == controller_pb2.PIPELINE_STATE_READY:
                 stages = (
@@ -134,6 +131,7 @@ class Recorder:
                     for stage in one.stages
                 )
                 self._pipelines.setdefault(one.pipeline_id, tuple(stages))
+                self._members[one.pipeline_id] = [addresses[s.node_id] for s in one.stages]
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s
@@ -205,15 +203,17 @@ class Recorder:
 
     # Steps
 
-    async def _count(self, pipeline: str, addresses: Sequence[str]) -> None:
+    async def _count(self) -> None:
         """A window a stage, for as long as the formation is the same."""
-        before: list[_Counted] | None = None
+        before: dict[str, list[_Counted]] = {}
         while True:
-            now = await self._counted(addresses)
-            if now is not None and before is not None:
-                self._windows += _windows(pipeline, before, now)
+            names = list(self._members)
+            found = await asyncio.gather(*(self._counted(self._members[name]) for name in names))
+            now = {name: one for name, one in zip(names, found, strict=True) if one is not None}
+            for name in before.keys() & now.keys():
+                self._windows += _windows(name, before[name], now[name])
             before = now
-            await asyncio.sleep(WINDOW_S)
+            await asyncio.sleep(min(WINDOW_S, self._seconds / LEAST_WINDOWS))
 
     async def _counted(self, addresses: Sequence[str]) -> list[_Counted] | None:
         try:

@@ -38,6 +38,8 @@ class Fidelity:
     """Requests that both accounts have."""
 
     requests: int
+    finished: tuple[int, int]
+    """Of those that came in the second half, by the one and by the other account."""
     moved: tuple[int, int]
     """Of these, by the one and by the other account."""
     throughput_tokens_per_s: tuple[float, float]
@@ -116,8 +118,11 @@ def _compared(
         name: _difference([ones[n][i] for n in numbers], [others[n][i] for n in numbers])
         for i, name in enumerate(METRICS)
     }
+    came = [one.number for one in recording.requests if one.arrival_s >= from_s]
+    finished = sum(n in ones for n in came), sum(n in others for n in came)
     both = len(moved[0].intersection(numbers)), len(moved[1].intersection(numbers))
-    return Fidelity(len(rows), both, (rates[0], rates[1]), rates[1] / rates[0] - 1, metrics)
+    bias = rates[1] / rates[0] - 1
+    return Fidelity(len(rows), finished, both, (rates[0], rates[1]), bias, metrics)
 
 
 def _difference(ones: list[float], others: list[float]) -> Difference:

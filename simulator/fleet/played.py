@@ -91,8 +91,8 @@ class _Played:
         left = pipeline.batch.leave()
         pipeline.batch, pipeline.works = Batch(pipeline.times), False
         for one in left:
+            one.moves += 1
             if one.first_s is not None:
-                one.moves += 1
                 one.left_s = self._now_s
             then = self._ways[one.number]
             self._at(

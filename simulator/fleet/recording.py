@@ -99,8 +99,8 @@ class WindowRow(Row):
     """Of these, on a core; 0 where nobody told. The rest they waited for one."""
 
 
-ENDS = frozenset({"pipeline_lost", "handover_started"})
-"""Events with which a pipeline's generations leave it."""
+ENDS = frozenset({"pipeline_lost", "handover_finished"})
+"""Events by which a pipeline's generations have left it; who was about to end ends before."""
 
 
 class EventRow(Row):

@@ -203,7 +203,7 @@ def test_a_mistake_is_told_with_line_and_field(
     assert raised.value.message.startswith(told)
 
 
-def with_a_loss(at_s: float) -> Recording:
+def with_a_loss(at_s: float, event: str = "pipeline_lost") -> Recording:
     """Two pipelines; the first is lost, and what it had went to the second."""
     rows = [
         RequestRow(
@@ -219,7 +219,7 @@ def with_a_loss(at_s: float) -> Recording:
         )
         for number in range(8)
     ]
-    lost = EventRow(at_s=at_s, event="pipeline_lost", node="", pipeline="p")
+    lost = EventRow(at_s=at_s, event=event, node="", pipeline="p")
     header = Header(seconds=4.0, pipelines={"p": STAGES, "q": STAGES})
     return Recording.of(header, [*rows, lost])
 
@@ -234,6 +234,22 @@ def test_who_was_moved_goes_on_where_it_was_recorded_from_what_it_held() -> None
     reads_again_s = 100 * sum(one.prompt_row_s for one in TRUE.stages.values())
     assert moved[3].last_s - stayed[3].last_s > reads_again_s
     assert moved[0].last_s == stayed[0].last_s
+
+
+def test_who_had_no_token_yet_was_moved_as_well() -> None:
+    (one,) = (one for one in play(with_a_loss(3.02), TRUE).values() if one.moves)
+    assert one.number == 3
+    assert one.first_s is not None
+    assert one.first_s > 3.02
+    assert one.gap_s == 0.0
+
+
+def test_a_planned_hand_over_moves_who_is_there_when_it_is_finished() -> None:
+    began, finished = (
+        play(with_a_loss(3.5, f"handover_{name}"), TRUE) for name in ("started", "finished")
+    )
+    assert not any(one.moves for one in began.values())
+    assert [number for number, one in finished.items() if one.moves] == [3]
 
 
 def test_moves_of_both_accounts_are_counted() -> None:
