@@ -117,7 +117,7 @@ async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
     steps = idle_looks = 0
     while idle_looks * ABANDONED_LOOK_S < ABANDONED_S:
         await asyncio.sleep(ABANDONED_LOOK_S)
-        silent = time.monotonic() - link.last_heard_s > ABANDONED_S
+        silent = link.silent_s > ABANDONED_S
         made = engine.formation.steps if engine.formation is not None else steps
         idle_looks = idle_looks + 1 if silent and made == steps else 0
         steps = made

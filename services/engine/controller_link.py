@@ -67,6 +67,13 @@ class ControllerLink:
         self._checkpoint_interval_s = checkpoint_interval_s
         self._clock, self._registered = clock, registered
         self.last_heard_s = clock()
+        self._interval_s = 0.0
+        """Of beats, as they are wanted now; 0 without a stream of them."""
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the controller is late with an answer; below 0 while none is due."""
+        return self._clock() - self.last_heard_s - ASKED_BEATS * self._interval_s
 
     async def run(self) -> None:
         """Raises Aborted when the controller knows a newer process of this node."""
@@ -137,6 +144,7 @@ class ControllerLink:
 
     async def _beat(self, call: HeartbeatCall, interval_s: float) -> None:
         reading: asyncio.Future[object] | None = None
+        self._interval_s = interval_s
         try:
             for beat in count():
                 self._engine.changed.clear()
@@ -154,12 +162,14 @@ class ControllerLink:
                     self.last_heard_s = self._clock()
                     if answer.register_again:
                         return
-                    interval_s = answer.heartbeat_interval_s or interval_s
-                await _wait(self._engine.changed, interval_s)
+                    self._interval_s = answer.heartbeat_interval_s or self._interval_s
+                await _wait(self._engine.changed, self._interval_s)
         finally:
+            self._interval_s = 0.0
             call.cancel()
             if reading is not None:
                 reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
     def _heartbeat(self, asks: bool) -> controller_pb2.HeartbeatRequest:
         engine = self._engine

@@ -106,12 +106,23 @@ async def serving(journal: Journal, port: int = 0) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None]]:
+    async with link_to(worker, *ports) as link:
+        task = asyncio.create_task(link.run())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def link_to(worker: Worker, *ports: int) -> AsyncIterator[ControllerLink]:
     assert worker.engine is not None
     async with AsyncExitStack() as stack:
         opened = [channels.open_channel(f"127.0.0.1:{port}", Role.CONTROLLER) for port in ports]
         for channel in opened:
             await stack.enter_async_context(channel)
-        link = ControllerLink(
+        yield ControllerLink(
             [controller_pb2_grpc.ControllerServiceStub(channel) for channel in opened],
             worker.engine,
             NodeFacts(
@@ -126,12 +137,6 @@ async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None
             checkpoint_interval_s=0.02,
             clock=time.monotonic,
         )
-        task = asyncio.create_task(link.run())
-        try:
-            yield task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture
@@ -211,6 +216,25 @@ async def test_a_node_beats_as_often_as_it_is_told_last(rig: Rig, journal: Journ
         beats = len(journal.beats)
         await asyncio.sleep(10 * journal.interval_s)
         assert len(journal.beats) == beats
+
+
+async def test_a_controller_that_wants_few_beats_is_not_silent_between_its_answers(
+    rig: Rig, journal: Journal
+) -> None:
+    worker = await rig.worker()
+    journal.later_interval_s = DEADLINE_S
+    async with serving(journal) as port, link_to(worker, port) as link:
+        running = asyncio.create_task(link.run())
+        try:
+            await _eventually(lambda: link.silent_s < -2 * DEADLINE_S)
+            heard_s = link.last_heard_s
+            await asyncio.sleep(0.1)
+            assert link.last_heard_s == heard_s
+            assert link.silent_s < 0
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert link.silent_s > 0, "there is no stream on which it could be heard"
 
 
 async def test_of_several_addresses_the_controller_is_the_one_that_answers(
