@@ -377,7 +377,9 @@ class _Search:
             stands_for |= {first.node_id: node for first, node in zip(group, own, strict=False)}
         placed = tuple(pipeline.on(stands_for) for pipeline in solution.pipelines)
         there = placed == solution.pipelines or solution.reasons != STAYS
-        solution = replace(solution, pipelines=placed, reasons=solution.reasons if there else ())
+        late = solution.late or violation(problem, placed)[0]  # few planners say it
+        reasons = solution.reasons if there else ()
+        solution = replace(solution, pipelines=placed, reasons=reasons, late=late)
         rather = self._rather(share, problem, solution)
         counted = self._limits is not None and _takes_more(rather.pipelines, placed)
         return problem, solution if counted else rather
