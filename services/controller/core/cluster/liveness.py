@@ -298,7 +298,9 @@ class Liveness:
         if gap_s > settings.glance_s:
             self._unwatched_s += gap_s - settings.glance_s
             if gap_s >= settings.doubt_s:
-                grace_until_s = now_s - self._unwatched_s + settings.restart_grace_s
+                # Who lives need not find the controller anew, as behind a restart.
+                grace_s = min(settings.restart_grace_s, settings.node_lost_s)
+                grace_until_s = now_s - self._unwatched_s + grace_s
                 self._grace_until_s = max(self._grace_until_s, grace_until_s)
         self._looked_s = max(self._looked_s, now_s)
         return self._looked_s - self._unwatched_s
