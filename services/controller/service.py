@@ -92,7 +92,8 @@ class ControllerService(
         await self._runtime.started.wait()
         self._known_processes().registered(facts.node_id, facts.incarnation)
         await self._runtime.register(facts)
-        interval_s = self._runtime.cluster.tell_interval_s(facts.incarnation)
+        # An engine of an earlier version keeps what it is told here, whatever the cluster becomes.
+        interval_s = self._runtime.cluster.settings.heartbeat_interval_s
         return pb.RegisterResponse(heartbeat_interval_s=interval_s)
 
     async def Heartbeat(

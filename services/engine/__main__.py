@@ -151,7 +151,7 @@ async def _until_orphaned(engine: Engine, link: ControllerLink, orphan_s: float)
     wanted_s = time.monotonic()
     while time.monotonic() - wanted_s < orphan_s:
         await asyncio.sleep(min(1.0, orphan_s / 4))
-        wanted_s = max(wanted_s, link.last_heard_s)
+        wanted_s = max(wanted_s, time.monotonic() - max(0.0, link.silent_s))
         if engine.head.reader_count:
             wanted_s = time.monotonic()
     _log.warning("orphaned", extra={"silent_s": orphan_s})

@@ -69,6 +69,8 @@ class ControllerLink:
         self.last_heard_s = clock()
         self._interval_s = 0.0
         """Of beats, as they are wanted now; 0 without a stream of them."""
+        self._answered = asyncio.Event()
+        """The controller has, since the last beat was sent."""
 
     @property
     def silent_s(self) -> float:
@@ -143,33 +145,35 @@ class ControllerLink:
         await self._beat(self._stub.Heartbeat(), reply.heartbeat_interval_s)
 
     async def _beat(self, call: HeartbeatCall, interval_s: float) -> None:
-        reading: asyncio.Future[object] | None = None
+        """Until the stream ends, which is seen at once however seldom beats are, or until the
+        controller asks to register again."""
         self._interval_s = interval_s
         try:
-            for beat in count():
-                self._engine.changed.clear()
-                asks = not beat % ASKED_BEATS
-                await call.write(self._heartbeat(asks))
-                reading = reading or asyncio.ensure_future(call.read())
-                if asks:
-                    await asyncio.wait((reading,), timeout=self._timeout_s)
-                    if not reading.done():
-                        raise TimeoutError
-                if reading.done():
-                    answer, reading = reading.result(), None
-                    if not isinstance(answer, controller_pb2.HeartbeatResponse):
-                        return
-                    self.last_heard_s = self._clock()
-                    if answer.register_again:
-                        return
-                    self._interval_s = answer.heartbeat_interval_s or self._interval_s
-                await _wait(self._engine.changed, self._interval_s)
+            await _first_of(self._send_beats(call), self._read_answers(call))
         finally:
             self._interval_s = 0.0
             call.cancel()
-            if reading is not None:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read_answers(self, call: HeartbeatCall) -> None:
+        """All that come, whether or not they were asked for: a controller of an earlier version
+        answers every beat."""
+        while isinstance(answer := await call.read(), controller_pb2.HeartbeatResponse):
+            self.last_heard_s = self._clock()
+            if answer.register_again:
+                return
+            self._interval_s = answer.heartbeat_interval_s or self._interval_s
+            self._answered.set()
+
+    async def _send_beats(self, call: HeartbeatCall) -> None:
+        for beat in count():
+            self._engine.changed.clear()
+            self._answered.clear()
+            asks = not beat % ASKED_BEATS
+            await call.write(self._heartbeat(asks))
+            if asks:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._answered.wait()
+            await _wait(self._engine.changed, self._interval_s)
 
     def _heartbeat(self, asks: bool) -> controller_pb2.HeartbeatRequest:
         engine = self._engine

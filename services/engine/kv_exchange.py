@@ -107,6 +107,8 @@ class KvExchange:
         self._read = read
         self._clock = clock
         self._rate = Rate(limits.bytes_per_s)
+        self._keeping = 0
+        """Calls that are copying what stages hold."""
 
     @property
     def keeps_for_s(self) -> float:
@@ -127,6 +129,7 @@ class KvExchange:
         room. Raises what `FormationPart.export_blocks` does."""
         layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
+        self._keeping += 1
         try:
             if not size_bytes:
                 return 0
@@ -144,6 +147,7 @@ class KvExchange:
             formation.keeps(number, blocks)
             return lacking[room] if room < len(lacking) else len(blocks)
         finally:
+            self._keeping -= 1
             if last:
                 self.shelf.complete(formation.id, layout.name, self._clock(), keep_s)
 
@@ -161,9 +165,10 @@ class KvExchange:
     async def offered(
         self, wanted: Wanted, living: Callable[[str], KvLayout | None]
     ) -> AsyncGenerator[KvPiece | None, None]:
-        """What is kept of blocks, piece by piece; waits for what may come, and says so. `living`
-        tells the layout of a formation that the process is in. Raises FailedPrecondition for one
-        that is not known here, and for another layout, InvalidArgument for too many blocks."""
+        """What is kept of blocks, piece by piece; waits for what may come, and says so while
+        something is being copied. `living` tells the layout of a formation that the process is in.
+        Raises FailedPrecondition for one that is not known here, and for another layout,
+        InvalidArgument for too many blocks."""
         if len(wanted.names) > MAX_NAMES:
             raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
         until_s = self._clock() + min(wanted.wait_s, LONGEST_FETCH_S)
@@ -185,7 +190,7 @@ class KvExchange:
             left = lacking
             if complete or self._clock() >= until_s:
                 return
-            if self._clock() - said_s >= STILL_S:
+            if self._keeping and self._clock() - said_s >= STILL_S:
                 yield None
                 said_s = self._clock()
             await asyncio.sleep(LOOK_S)

@@ -300,9 +300,12 @@ async def test_an_unknown_node_must_register_before_it_beats(world: World) -> No
 async def test_a_beat_that_waits_for_no_answer_has_one_only_where_something_must_be_told(
     world: World,
 ) -> None:
-    """And who waits for one is told how often to beat: four nodes, ten beats a second."""
-    await world.start(beats_per_s=10.0)
+    """And who waits for one is told how often to beat: four nodes, ten beats a second. Who
+    registers is not: what is told there is not told anew when the cluster is another one."""
+    await world.start(beats_per_s=10.0, heartbeat_interval_s=0.05)
     engine = world.head((await world.routes(2))[0])
+    registered = await world.stub.Register(engine.facts(), timeout=CALL_S)
+    assert registered.heartbeat_interval_s == pytest.approx(0.05)
     beat = {"node_id": engine.node_id, "incarnation": engine.incarnation}
     quiet = {"no_answer": True}
     beats = [pb.HeartbeatRequest(**beat, **quiet) for _ in range(3)]

@@ -49,6 +49,8 @@ class Journal(controller_pb2_grpc.ControllerServiceServicer):
     """Told with every answer to a beat; 0: nothing is."""
     silent: bool = False
     """It hears beats, and answers none."""
+    eager: bool = False
+    """It answers each beat, as those of earlier versions do."""
     replaced: bool = False
 
     async def Register(self, request: Any, context: Any) -> Any:
@@ -61,7 +63,7 @@ class Journal(controller_pb2_grpc.ControllerServiceServicer):
         async for beat in request_iterator:
             self.beats.append(beat)
             forget, self.forget = self.forget, False
-            if not self.silent and (forget or not beat.no_answer):
+            if not self.silent and (forget or self.eager or not beat.no_answer):
                 yield controller_pb2.HeartbeatResponse(
                     register_again=forget, heartbeat_interval_s=self.later_interval_s
                 )
@@ -204,6 +206,33 @@ async def test_one_beat_of_some_waits_for_an_answer_and_a_silent_controller_is_l
         assert len(journal.registered) == 1
         journal.silent = True
         await _eventually(lambda: len(journal.registered) > 1)
+
+
+async def test_what_is_answered_unasked_is_heard_when_it_comes(rig: Rig, journal: Journal) -> None:
+    """Answers of a controller that answers each beat would else lie there, more and more of them,
+    and before what must be told."""
+    worker = await rig.worker()
+    journal.eager, journal.interval_s = True, 0.01
+    async with serving(journal) as port, linked(worker, port):
+        await _eventually(lambda: len(journal.beats) > 80)
+        journal.forget = True
+        await _eventually(lambda: not journal.forget)
+        told = len(journal.beats)
+        await _eventually(lambda: len(journal.registered) > 1)
+        assert len(journal.beats) < told + 40
+
+
+async def test_a_stream_that_ends_is_seen_at_once_however_seldom_beats_are(
+    rig: Rig, journal: Journal
+) -> None:
+    worker = await rig.worker()
+    journal.interval_s = 10 * DEADLINE_S
+    async with AsyncExitStack() as link:
+        async with serving(journal) as port:
+            await link.enter_async_context(linked(worker, port))
+            await _eventually(lambda: journal.beats)
+        async with serving(journal, port):
+            await _eventually(lambda: len(journal.registered) > 1)
 
 
 async def test_a_node_beats_as_often_as_it_is_told_last(rig: Rig, journal: Journal) -> None:

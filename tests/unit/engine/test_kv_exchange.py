@@ -258,20 +258,33 @@ async def test_what_is_not_there_yet_is_waited_for_and_no_longer_than_is_said() 
     assert await read() == []
 
 
-async def test_who_waits_for_what_is_kept_says_so_and_is_waited_for() -> None:
+@dataclass
+class Slow(Place):
+    """It is long about its blocks."""
+
+    copies: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def export_blocks(self, number: int, blocks: Sequence[int]) -> list[bytes]:
+        await self.copies.wait()
+        return await super().export_blocks(number, blocks)
+
+
+async def test_who_waits_for_what_is_being_kept_says_so_and_is_waited_for() -> None:
     """Silence is of one that is gone."""
     now_s = 0.0
     old = KvExchange("old", LIMITS, nobody, lambda: now_s)
-    place, blocks = stage(), list(zip(NAMES[0], TABLE, strict=False))
+    place, blocks = Slow(stage().backend), list(zip(NAMES[0], TABLE, strict=False))
     compute(place, TEXTS[0])
     wanted = Wanted("f", place.kv_layout.name, range(LAYERS), NAMES[0], 60.0)
     told = old.offered(wanted, lambda _: place.kv_layout)
+    keeping = asyncio.create_task(old.keep(place, 1, blocks, last=True))  # type: ignore[arg-type]
     for _ in range(2):
         waiting = asyncio.ensure_future(anext(told))
         await asyncio.sleep(0)
         now_s += STILL_S
         assert await waiting is None
-    await old.keep(place, 1, blocks, last=True)  # type: ignore[arg-type]
+    place.copies.set()
+    await keeping
     pieces = [piece async for piece in told]
 
     async def read(*asked: Any) -> AsyncGenerator[KvPiece | None, None]:
@@ -285,6 +298,20 @@ async def test_who_waits_for_what_is_kept_says_so_and_is_waited_for() -> None:
     assert empty.backend.export_blocks(TABLE[:BLOCKS]) == place.backend.export_blocks(
         TABLE[:BLOCKS]
     )
+
+
+async def test_who_keeps_nothing_just_now_does_not_hold_up_who_reads() -> None:
+    """As where a formation goes on and what it had no room for will never be kept."""
+    now_s, layout = 0.0, stage().kv_layout
+    exchange = KvExchange("old", LIMITS, nobody, lambda: now_s)
+
+    def living(_: str) -> KvLayout:
+        nonlocal now_s
+        now_s += STILL_S  # with each look
+        return layout
+
+    wanted = Wanted("f", layout.name, range(LAYERS), NAMES[0], 5 * STILL_S)
+    assert [piece async for piece in exchange.offered(wanted, living)] == []
 
 
 async def test_what_lies_in_its_place_is_neither_fetched_nor_filled() -> None:
