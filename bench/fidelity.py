@@ -103,14 +103,12 @@ async def _happens(mesh: meshes.Mesh, one: Happening, duration_s: float) -> None
     await mesh.shunt("interrupt", node, *how)
 
 
-async def measured(
-    data_dir: Path, load: Load, happenings: Sequence[Happening] = HAPPENINGS
-) -> dict[str, Any]:
-    """Both accounts."""
-    files = [data_dir / f"{name}.jsonl" for name in ("one", "other")]
-    async with meshes.running(data_dir / "mesh") as mesh:
+async def measured(data_dir: Path, out: Path, load: Load) -> dict[str, Any]:
+    """Both accounts, of a mesh in the one folder; their recordings are left in the other."""
+    files = [out / f"{name}.jsonl" for name in ("one", "other")]
+    async with meshes.running(data_dir) as mesh:
         for file in files:
-            await recorded(mesh, file, load, happenings)
+            await recorded(mesh, file, load, HAPPENINGS)
     return await compared(*files)
 
 
@@ -139,8 +137,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shunt-fidelity-") as root:
         place = chosen.keep or Path(root)
         place.mkdir(parents=True, exist_ok=True)
-        (place / "mesh").mkdir()
-        accounts = asyncio.run(measured(place, load))
+        accounts = asyncio.run(measured(Path(root) / "mesh", place, load))
     wrong = outside(accounts)
     print(json.dumps({**accounts, "outside": wrong}, indent=1))
     if wrong:

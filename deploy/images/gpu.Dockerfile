@@ -34,8 +34,8 @@ RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
 ENV XDG_CACHE_HOME=/opt/cache
 COPY deploy/ec2/host /opt/host
 COPY --from=package /services /opt/shunt
-RUN /build/install.sh compiled services.cli.node.__main__ services.tensorstore.__main__ services.engine.__main__ \
-    services.engine.assembly torch
+RUN /build/install.sh compiled services.cli.__main__ services.cli.node.__main__ \
+    services.tensorstore.__main__ services.engine.__main__ torch
 USER shunt
 RUN python -m services.engine.native.kernels /opt/cache/shuntserve/kernels
 # What the driver's container runtime is to bring: computing, and nvidia-smi.

@@ -207,7 +207,7 @@ MISTAKES = (
     Mistake(
         "a late beat is a death",
         LIVENESS,
-        "        if watched_s >= pulse.heard_s + pulse.spaced_s + self._settings.stall_s:",
+        "        if watched_s >= pulse.heard_s + self._spaced_s(pulse) + self._settings.stall_s:",
         "        if watched_s >= pulse.heard_s + 0.5:",
         "crowds.py",
     ),

@@ -107,8 +107,10 @@ async def serving(journal: Journal, port: int = 0) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None]]:
-    async with link_to(worker, *ports) as link:
+async def linked(
+    worker: Worker, *ports: int, timeout_s: float = 1.0
+) -> AsyncIterator[asyncio.Task[None]]:
+    async with link_to(worker, *ports, timeout_s=timeout_s) as link:
         task = asyncio.create_task(link.run())
         try:
             yield task
@@ -118,7 +120,9 @@ async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None
 
 
 @asynccontextmanager
-async def link_to(worker: Worker, *ports: int) -> AsyncIterator[ControllerLink]:
+async def link_to(
+    worker: Worker, *ports: int, timeout_s: float = 1.0
+) -> AsyncIterator[ControllerLink]:
     assert worker.engine is not None
     async with AsyncExitStack() as stack:
         opened = [channels.open_channel(f"127.0.0.1:{port}", Role.CONTROLLER) for port in ports]
@@ -135,7 +139,7 @@ async def link_to(worker: Worker, *ports: int) -> AsyncIterator[ControllerLink]:
                 NodeShape(1 << 30, 1.5, backend="vllm"),
                 MACHINE,
             ),
-            timeout_s=1.0,
+            timeout_s=timeout_s,
             checkpoint_interval_s=0.02,
             clock=time.monotonic,
         )
@@ -199,7 +203,8 @@ async def test_one_beat_of_some_waits_for_an_answer_and_a_silent_controller_is_l
     rig: Rig, journal: Journal
 ) -> None:
     worker = await rig.worker()
-    async with serving(journal) as port, linked(worker, port):
+    # Longer than a busy machine withholds an answer: who waits in vain begins to count anew.
+    async with serving(journal) as port, linked(worker, port, timeout_s=5.0):
         await _eventually(lambda: len(journal.beats) > 2 * ASKED_BEATS)
         asking = [number for number, beat in enumerate(journal.beats) if not beat.no_answer]
         assert asking == list(range(0, len(journal.beats), ASKED_BEATS))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.fidelity import outside
+from bench import fidelity
+from bench.fidelity import Load, outside
 
 
 def account(bias: float = 0.0, late: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -32,3 +34,21 @@ def test_what_is_outside_its_bounds_is_told(
 ) -> None:
     told = outside({"replay": replay, "repeated": repeated})
     assert [one.split(",")[0] for one in told] == wrong
+
+
+def test_who_kept_recordings_may_measure_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, places = tmp_path / "kept", list[Path]()
+
+    async def measured(data_dir: Path, out: Path, load: Load) -> dict[str, Any]:
+        assert kept not in data_dir.parents, "the mesh is a new one"
+        places.append(out)
+        return {"replay": account(), "repeated": account()}
+
+    monkeypatch.setattr(fidelity, "measured", measured)
+    monkeypatch.setattr("sys.argv", ["fidelity", "--keep", str(kept)])
+    for _ in range(2):
+        fidelity.main()
+    assert places == [kept, kept]
+    assert capsys.readouterr().out.count('"outside": []') == 2

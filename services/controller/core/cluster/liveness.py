@@ -25,6 +25,8 @@ from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat
 from services.controller.core.cluster.settings import ClusterSettings
 
+_UNANSWERED_BEATS = 4
+"""A process sends so many before it misses an answer."""
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
 _AHEAD_S = 0.5
@@ -177,13 +179,25 @@ class Liveness:
     def tell_interval_s(self, incarnation: str) -> float:
         """How often it is to beat from now on. Asked when it is told so: its beats are expected
         accordingly."""
-        regular_s = self._settings.heartbeat_interval_s
-        interval_s = max(regular_s, len(self._pulses) / self._settings.beats_per_s)
+        interval_s = self._interval_s
         pulse = self._pulses.get(incarnation)
         if pulse is not None:
-            pulse.spaced_s = interval_s - regular_s
+            pulse.spaced_s = interval_s - self._settings.heartbeat_interval_s
             self._expect(pulse)
         return interval_s
+
+    @property
+    def _interval_s(self) -> float:
+        """Of the beats that are wanted of each."""
+        regular_s = self._settings.heartbeat_interval_s
+        return max(regular_s, len(self._pulses) / self._settings.beats_per_s)
+
+    def _spaced_s(self, pulse: _Pulse) -> float:
+        """How much later than where beats are regular it may be heard. Who was not heard yet may
+        wait for an older controller, by as many beats as it sends before one is answered."""
+        if pulse.confirmed:
+            return pulse.spaced_s
+        return _UNANSWERED_BEATS * (self._interval_s - self._settings.heartbeat_interval_s)
 
     # What is heard
 
@@ -253,7 +267,7 @@ class Liveness:
     def _judge(self, pulse: _Pulse, watched_s: float) -> Verdict | None:
         if watched_s < self._grace_until_s:
             return None
-        silence_s = pulse.spaced_s + self._settings.silence_s(pulse.carries)
+        silence_s = self._spaced_s(pulse) + self._settings.silence_s(pulse.carries)
         if watched_s >= pulse.heard_s + silence_s:
             return Silent(pulse.node_id)
         if not pulse.leads or pulse.stalled:
@@ -264,9 +278,9 @@ class Liveness:
 
     def _stall(self, pulse: _Pulse, watched_s: float) -> str:
         """Why a head does not serve; empty when it does."""
-        if watched_s >= pulse.heard_s + pulse.spaced_s + self._settings.stall_s:
+        if watched_s >= pulse.heard_s + self._spaced_s(pulse) + self._settings.stall_s:
             return "silence"
-        if watched_s >= pulse.stepped_s + pulse.spaced_s + self._settings.progress_s:
+        if watched_s >= pulse.stepped_s + self._spaced_s(pulse) + self._settings.progress_s:
             return "no steps"
         return ""
 
@@ -279,11 +293,12 @@ class Liveness:
 
     def _expect(self, pulse: _Pulse) -> None:
         """Has it looked at by when something may be due."""
-        settings, heard_s = self._settings, pulse.heard_s + pulse.spaced_s
+        settings, spaced_s = self._settings, self._spaced_s(pulse)
+        heard_s = pulse.heard_s + spaced_s
         due_s = heard_s + settings.silence_s(pulse.carries)
         if pulse.leads and not pulse.stalled:
             due_s = min(due_s, heard_s + settings.stall_s)
-            due_s = min(due_s, pulse.stepped_s + pulse.spaced_s + settings.progress_s)
+            due_s = min(due_s, pulse.stepped_s + spaced_s + settings.progress_s)
         due_s = max(due_s, self._grace_until_s)
         if due_s < pulse.due_s:
             pulse.due_s = due_s
@@ -316,7 +331,7 @@ class Liveness:
         pulse = self._pulses.get(incarnation)
         if pulse is None or not pulse.confirmed:
             return False
-        doubt_s = pulse.spaced_s + self._settings.doubt_s
+        doubt_s = self._spaced_s(pulse) + self._settings.doubt_s
         return self._watched_s(now_s) <= pulse.heard_s + doubt_s
 
     def silent_s(self, incarnation: str, now_s: float) -> float:

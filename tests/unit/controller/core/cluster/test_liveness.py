@@ -75,6 +75,31 @@ def test_of_many_each_is_told_to_beat_more_seldom_and_is_late_by_that_much_later
     assert liveness.tell_interval_s("nobody") == 0.5
 
 
+def test_who_is_known_from_notes_may_wait_for_an_older_controller_first() -> None:
+    """Two of half a second each: an older controller is missed up to four beats later."""
+    liveness = Liveness(replace(JUMPING, beats_per_s=4.0), 0.0)
+    for name in ("a", "b"):
+        liveness.watch(name, f"i-{name}", 0.0, confirmed=False)
+        liveness.carry(f"i-{name}", True)
+    later_s = 4 * (0.5 - INTERVAL_S)
+    liveness.hear(_beat("b", formation_id=""), 2.0)
+    assert liveness.look(3.0 + later_s - 0.001) == []
+    assert liveness.look(3.0 + later_s) == [Silent("a")]
+    assert liveness.look(5.0) == [Silent("b")], "it is known how often that one beats"
+
+
+def test_a_sleep_is_no_restart() -> None:
+    """Who lives has to find a new controller, but not one that slept."""
+    liveness = _watching("a", settings=replace(WATCHED, restart_grace_s=60.0))
+    liveness.look(0.25)
+    assert liveness.look(1000.0) == []
+    now_s = 1000.0
+    while now_s < 1003.0 - INTERVAL_S:
+        now_s += INTERVAL_S
+        assert liveness.look(now_s) == []
+    assert Silent("a") in liveness.look(1003.0)
+
+
 def test_few_are_told_the_regular_interval_and_are_judged_by_it() -> None:
     liveness = _watching("a", "b")
     assert liveness.tell_interval_s("i-a") == INTERVAL_S
