@@ -336,7 +336,7 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
         now_s = stopped_s + tenths / 10
         beat(cluster, "node-1", "f1", now_s)
         lost += [(now_s, kind) for kind in said(cluster.tick(now_s)) if kind == "node_lost"]
-    assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
+    assert lost == [(stopped_s + SETTINGS.node_lost_s, "node_lost")]
 
 
 WATCHED = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)

@@ -85,6 +85,7 @@ def test_who_is_known_from_notes_may_wait_for_an_older_controller_first() -> Non
     liveness.hear(_beat("b", formation_id=""), 2.0)
     assert liveness.look(3.0 + later_s - 0.001) == []
     assert liveness.look(3.0 + later_s) == [Silent("a")]
+    liveness.forget("i-a")
     assert liveness.look(5.0) == [Silent("b")], "it is known how often that one beats"
 
 
