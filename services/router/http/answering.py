@@ -88,7 +88,8 @@ async def _tell(
             session.error is not None for session in sessions
         )
         if ended:
-            await teller.settled()
+            async with while_connected(exchange):
+                await teller.settled()
         data = first + b"".join(map(_changes, sessions)) + teller.told()
         first = b""
         if ended:

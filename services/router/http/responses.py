@@ -72,10 +72,11 @@ class Responses:
             elif streamed:
                 await stream(exchange, [session], Events(session))
             elif await ended(exchange, [session]):
+                events = Events(session)
+                async with while_connected(exchange):
+                    await events.settled()
                 if session.error is not None and not session.stuck:
                     raise session.error
-                events = Events(session)
-                await events.settled()
                 events.told()
                 events.ending()
                 await exchange.answer(200, _json(events.whole()))
