@@ -104,11 +104,11 @@ async def _happens(mesh: meshes.Mesh, one: Happening, duration_s: float) -> None
 
 
 async def measured(
-    data_dir: Path, load: Load, happenings: Sequence[Happening] = HAPPENINGS
+    data_dir: Path, place: Path, load: Load, happenings: Sequence[Happening] = HAPPENINGS
 ) -> dict[str, Any]:
-    """Both accounts."""
-    files = [data_dir / f"{name}.jsonl" for name in ("one", "other")]
-    async with meshes.running(data_dir / "mesh") as mesh:
+    """Both accounts, of a mesh in `data_dir`; the recordings are left in `place`."""
+    files = [place / f"{name}.jsonl" for name in ("one", "other")]
+    async with meshes.running(data_dir) as mesh:
         for file in files:
             await recorded(mesh, file, load, happenings)
     return await compared(*files)
@@ -139,8 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="shunt-fidelity-") as root:
         place = chosen.keep or Path(root)
         place.mkdir(parents=True, exist_ok=True)
-        (place / "mesh").mkdir()
-        accounts = asyncio.run(measured(place, load))
+        accounts = asyncio.run(measured(Path(root) / "mesh", place, load))
     wrong = outside(accounts)
     print(json.dumps({**accounts, "outside": wrong}, indent=1))
     if wrong:
