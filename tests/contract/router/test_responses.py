@@ -103,6 +103,24 @@ async def test_an_end_that_waits_for_the_journal_does_not_wait_for_a_client_that
             await until(lambda: router.router.streams == 0)
 
 
+async def test_a_stream_whose_end_waits_for_the_journal_is_not_silent(mesh: FakeMesh) -> None:
+    mesh.journal_lag = 1
+    async with (
+        mesh.router(resume_timeout_s=600.0, comment_s=0.05) as router,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
+        await until(lambda: router.router.ready)
+        url = f"http://127.0.0.1:{router.http_port}/v1/responses"
+        async with http.stream("POST", url, json=ASKED | {"stream": True}) as answer:
+            lines = answer.aiter_lines()
+            async for line in lines:
+                if line == ": waiting" and sum(mesh.looked.values()) >= 2:
+                    break
+            mesh.journal_lag = 0
+            rest = [line async for line in lines]
+    assert "event: response.completed" in rest
+
+
 async def _answered(client: openai.AsyncOpenAI, *, streamed: bool) -> str:
     if not streamed:
         return (await client.responses.create(**ASKED)).id
