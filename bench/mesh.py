@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,8 @@ async def run_shunt(
     try:
         out, err = await asyncio.wait_for(process.communicate(), timeout_s)
     except asyncio.CancelledError:
-        process.terminate()  # what it has started ends with it
+        with suppress(ProcessLookupError):  # it may have ended just now
+            process.terminate()  # what it has started ends with it
         await process.communicate()
         raise
     except TimeoutError:

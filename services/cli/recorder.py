@@ -116,7 +116,8 @@ class Recorder:
         return Recording.of(header, lines)
 
     def _see_pipelines(self, status: controller_pb2.GetStatusResponse) -> None:
-        """Its layers once: one that forms again has the same, on other nodes."""
+        """Of each its stages, once. One that forms again of the same is followed to its next nodes;
+        of other ones its steps would be told of stages that it has no more."""
         offers = {node.node_id: node.offer_id for node in status.nodes}
         addresses = {node.node_id: node.address for node in status.nodes}
         for one in status.pipelines:
@@ -130,8 +131,12 @@ class Recorder:
                     )
                     for stage in one.stages
                 )
-                self._pipelines.setdefault(one.pipeline_id, tuple(stages))
-                self._members[one.pipeline_id] = [addresses[s.node_id] for s in one.stages]
+                now = tuple(stages)
+                first = self._pipelines.setdefault(one.pipeline_id, now)
+                if [stage.kind for stage in now] == [stage.kind for stage in first]:
+                    self._members[one.pipeline_id] = [addresses[s.node_id] for s in one.stages]
+                else:
+                    self._members.pop(one.pipeline_id, None)
 
     def _now_s(self) -> float:
         return time.monotonic() - self._began_s

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from services.common.errors import (
     Cancelled,
     FailedPrecondition,
+    NotFound,
     OutOfRange,
     ResourceExhausted,
     ShuntError,
@@ -222,14 +223,21 @@ class Session:
         if terms is None or not (terms.store and ended_well):
             return
         pause_s = END_LOOK_S
-        give_up_s = self._clock() + self._follower.settings.resume_timeout_s
-        while self._clock() < give_up_s:
-            with suppress(ShuntError):
-                view = await self._controller.generation(self.generation_id)
-                if view.state is not GenerationState.OPEN:
-                    return
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, END_LOOK_MAX_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._follower.settings.resume_timeout_s):
+                while await self._is_open():
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, END_LOOK_MAX_S)
+
+    async def _is_open(self) -> bool:
+        """The journal knows no end of it, or cannot be asked. What was deleted meanwhile is not."""
+        try:
+            view = await self._controller.generation(self.generation_id)
+        except NotFound:
+            return False
+        except ShuntError:
+            return True
+        return view.state is GenerationState.OPEN
 
     def read_for_nobody(self) -> None:
         """It has no client, and reads so that the generation runs on; any client that comes to read

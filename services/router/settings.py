@@ -100,7 +100,8 @@ class RouterSettings(ServiceSettings):
     recover_s: float = Field(default=60.0, gt=0)
     """A stream that has no head for this long ends with an error, and can be resumed yet."""
     resume_timeout_s: float = Field(default=10.0, gt=0)
-    """Deadline of one question to the controller for a head."""
+    """Deadline of one question to the controller for a head; the end of a stored response waits no
+    longer for the journal to know it."""
     control_timeout_s: float = Field(default=5.0, gt=0)
     """Deadline of the other unary calls."""
     stream_timeout_s: float = Field(default=3600.0, gt=0)

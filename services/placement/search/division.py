@@ -80,8 +80,7 @@ def divide(
     parts = search.named(found)
     made = [search.found(i, found[i], part) for i, part in enumerate(parts)]
     problems, solutions = zip(*made, strict=True)
-    complete = not search.cut and all(solution.complete for solution in solutions)
-    return Division(problems, solutions, complete, search.reasons(parts))
+    return Division(problems, solutions, not search.cut, search.reasons(parts))
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def allot(
     ]
     pairs = zip(parts, plans, strict=True)
     allotted = tuple(Allotment(part, solution.pipelines) for part, solution in pairs)
-    return allotted, not search.cut and all(solution.complete for solution in plans)
+    return allotted, not search.cut
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class _Search:
         self._values: dict[tuple[int, Counts], _Value] = {}
         self._ranks: dict[tuple[Counts, ...], Rank] = {}
         self.cut = False
-        """Time was over, or enough was looked at, before all was."""
+        """Time was over, of one part too, or enough was looked at, before all was."""
         self._ran_out = False
         """A part's planner had no plan in its time: nobody knows whether it serves."""
 
@@ -330,6 +329,7 @@ class _Search:
         except DeadlineExceeded:  # another part may be planned in its time
             self.cut = self._ran_out = True
             return _Value(short)
+        self.cut = self.cut or not solution.complete
         return _Value(0.0, _useful(problem, solution.pipelines), solution)
 
     def _plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:

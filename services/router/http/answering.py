@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from services.common import logs
 from services.common.generation import GenerationKind
@@ -44,8 +44,8 @@ class Teller(Protocol):
         """The last of an answer whose readers have ended, well or not."""
         ...
 
-    async def settled(self) -> None:
-        """Returns when that may be told."""
+    def settling(self) -> Coroutine[Any, Any, None] | None:
+        """What has to end before that may be told, if anything has to."""
         ...
 
 
@@ -87,21 +87,58 @@ async def _tell(
         ended = all(session.ended for session in sessions) or any(
             session.error is not None for session in sessions
         )
-        if ended:
-            await teller.settled()
+        settling = teller.settling() if ended else None
+        if settling is not None:
+            await _settled(exchange, wake, sessions, settling)
+            if exchange.disconnected:
+                return
         data = first + b"".join(map(_changes, sessions)) + teller.told()
         first = b""
         if ended:
             data += teller.ending()
-        if not (data or ended) and not any(session.comment_due for session in sessions):
-            continue
-        for session in sessions:
-            session.write_began()
-        await exchange.write(data or (b"" if ended else COMMENT), more=not ended)
-        for session in sessions:
-            session.written()
+        if data or ended:
+            await _write(exchange, sessions, data, more=not ended)
+        else:
+            await _comment(exchange, sessions)
         if ended:
             return
+
+
+async def _settled(
+    exchange: Exchange,
+    wake: asyncio.Event,
+    sessions: Sequence[Session],
+    settling: Coroutine[Any, Any, None],
+) -> None:
+    """Returns when the ending may be told, or the client has gone. Who waits for that is not left
+    in silence."""
+    task = asyncio.create_task(settling)
+    task.add_done_callback(lambda _: wake.set())
+    try:
+        while not (task.done() or exchange.disconnected):
+            await _next(wake)
+            if not (task.done() or exchange.disconnected):
+                await _comment(exchange, sessions)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+
+
+async def _comment(exchange: Exchange, sessions: Sequence[Session]) -> None:
+    """Where one is due."""
+    if any(session.comment_due for session in sessions):
+        await _write(exchange, sessions, COMMENT, more=True)
+
+
+async def _write(
+    exchange: Exchange, sessions: Sequence[Session], data: bytes, *, more: bool
+) -> None:
+    for session in sessions:
+        session.write_began()
+    await exchange.write(data, more=more)
+    for session in sessions:
+        session.written()
 
 
 async def ended(exchange: Exchange, sessions: Sequence[Session]) -> bool:
@@ -150,8 +187,8 @@ class Chunks:
             answers.chunks(session.transcript.take()) for answers, session in self._answers
         )
 
-    async def settled(self) -> None:
-        pass
+    def settling(self) -> None:
+        """Nothing has to."""
 
     def ending(self) -> bytes:
         sessions = [session for _, session in self._answers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -74,8 +74,9 @@ class Responses:
             elif await ended(exchange, [session]):
                 if session.error is not None and not session.stuck:
                     raise session.error
+                async with while_connected(exchange):
+                    await session.end_kept()
                 events = Events(session)
-                await events.settled()
                 events.told()
                 events.ending()
                 await exchange.answer(200, _json(events.whole()))
@@ -244,9 +245,9 @@ class Events:
         had = self._session.transcript.had(0)
         return self._events.feed(had.ids, had.logprobs, had.cached_tokens)
 
-    async def settled(self) -> None:
+    def settling(self) -> Coroutine[Any, Any, None]:
         """Who was told the end of what is stored finds it ended, and may cancel it in vain."""
-        await self._session.end_kept()
+        return self._session.end_kept()
 
     def told(self) -> bytes:
         transcript = self._session.transcript

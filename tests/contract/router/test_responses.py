@@ -86,6 +86,41 @@ async def test_an_end_that_was_told_can_be_found_and_not_be_cancelled(
         assert (await client.responses.retrieve(response_id)).status == "completed"
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_end_that_waits_for_the_journal_does_not_wait_for_a_client_that_left(
+    mesh: FakeMesh, streamed: bool
+) -> None:
+    mesh.journal_lag = 1
+    async with mesh.router(resume_timeout_s=600.0) as router:
+        await until(lambda: router.router.ready)
+        url = f"http://127.0.0.1:{router.http_port}/v1/responses"
+        async with httpx.AsyncClient(timeout=60) as http:
+            asking = asyncio.create_task(http.post(url, json=ASKED | {"stream": streamed}))
+            await until(lambda: bool(mesh.journal))
+            (name,) = mesh.journal
+            await until(lambda: mesh.looked[name] >= 2)
+            asking.cancel()
+            await until(lambda: router.router.streams == 0)
+
+
+async def test_a_stream_whose_end_waits_for_the_journal_is_not_silent(mesh: FakeMesh) -> None:
+    mesh.journal_lag = 1
+    async with (
+        mesh.router(resume_timeout_s=600.0, comment_s=0.05) as router,
+        httpx.AsyncClient(timeout=60) as http,
+    ):
+        await until(lambda: router.router.ready)
+        url = f"http://127.0.0.1:{router.http_port}/v1/responses"
+        async with http.stream("POST", url, json=ASKED | {"stream": True}) as answer:
+            lines = answer.aiter_lines()
+            async for line in lines:
+                if line == ": waiting" and sum(mesh.looked.values()) >= 2:
+                    break
+            mesh.journal_lag = 0
+            rest = [line async for line in lines]
+    assert "event: response.completed" in rest
+
+
 async def _answered(client: openai.AsyncOpenAI, *, streamed: bool) -> str:
     if not streamed:
         return (await client.responses.create(**ASKED)).id

@@ -305,6 +305,18 @@ def test_a_part_that_nobody_could_plan_in_its_time_is_not_one_that_does_not_fit(
     assert not clock.expired()
 
 
+def test_a_search_of_which_one_part_was_cut_short_did_not_end_by_itself(share) -> None:  # type: ignore[no-untyped-def]
+    """Though what it found was planned to the end: the other part might have been better."""
+
+    def planned(problem: Problem, budget: SearchBudget) -> Solution:
+        return replace(PLANNER(problem, budget), complete=len(problem.nodes) == 1)
+
+    shares = [replace(share(name), planner=planned) for name in "ab"]
+    found = divide(nodes(1.0, 1.0), shares, UNLIMITED)
+    assert all(solution.complete for solution in found.solutions)
+    assert not found.complete
+
+
 def test_what_was_found_is_not_planned_again(share) -> None:  # type: ignore[no-untyped-def]
     asked: list[tuple[str, tuple[str, ...]]] = []
 
