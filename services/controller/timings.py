@@ -15,7 +15,7 @@ class TimingSettings(ServiceSettings):
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
     """Nodes are told to say so often that they live."""
-    beats_per_s: float = Field(default=1000.0, ge=10, le=100_000)
+    beats_per_s: float = Field(default=500.0, ge=10, le=100_000)
     """No more are wanted of all nodes together: where there are more than so many allow, each is
     told to beat more seldom, and its silence counts from when it should have beaten."""
     glance_s: float = Field(default=0.25, gt=0, le=0.5)

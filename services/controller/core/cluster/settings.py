@@ -39,7 +39,7 @@ class ClusterSettings:
     not bind."""
     heartbeat_interval_s: float = 0.25
     """The regular one: of a mesh that is not too large for it."""
-    beats_per_s: float = 1000.0
+    beats_per_s: float = 500.0
     """No more are wanted of all nodes together: where there are more than so many allow, each is
     told to beat more seldom, and its silence counts from when it should have beaten."""
     glance_s: float = 0.25
