@@ -22,12 +22,12 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from bench.cluster_made import BEAT_S, facts_of
 from bench.cluster_mesh import WAIT_S, Mesh, beat_all, mesh
 from services.common import event_loop
+from services.common.nodes import ASKED_BEATS
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.controller.core.cluster.actions import Beat
 from services.controller.runtime import ClusterRuntime
 from services.controller.service import ControllerService, ServiceLimits
-from services.engine.controller_link import ASKED_BEATS
 
 SETTLES_S = 5.0
 """All have beaten; so long later each beats as it was told."""

@@ -16,6 +16,8 @@ MOST_STAGES = 8
 """That a node is asked to hold at a time."""
 MOST_DEVICES = 64
 """Of a node."""
+ASKED_BEATS = 4
+"""One of so many heartbeats of a node asks its controller for an answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.common.errors import Aborted
-from services.common.nodes import NodeFacts
+from services.common.nodes import ASKED_BEATS, NodeFacts
 from services.common.statuses import from_rpc_error
 from services.common.wire_machine import machine_to
 from services.common.wire_notices import notice_to
@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 1.0
-ASKED_BEATS = 4
-"""Each beat of so many is answered: that the controller hears them."""
 
 
 CheckpointCall = grpc.aio.StreamStreamCall[

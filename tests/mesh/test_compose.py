@@ -370,7 +370,8 @@ async def _taken(containers: Containers, address: str) -> AsyncIterator[None]:
             pytest.fail(f"nobody else is given {address}")
         yield
     finally:
-        _run(["docker", "rm", "--force", *squatters], containers.environment, 60)
+        for squatter in squatters:
+            _run(["docker", "rm", "--force", squatter], containers.environment, 60)
 
 
 def _living(status: controller_pb2.GetStatusResponse) -> set[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 from tests.mesh import tiny_mesh
@@ -101,12 +100,7 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
         for record in records:
             assert record.complete, record.error
             assert (record.text, record.usage) == (wanted.text, wanted.usage)
-    events = [
-        event
-        async for event in controller.WatchEvents(
-            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
-        )
-    ]
+    events = await tiny_mesh.events_of(controller)
     changed = [e.attributes["models"] for e in events if e.kind == "deployments_changed"]
     first = (await mesh.status())["deployments"][0]["model"]
     assert changed[-2:] == [f"{first}, {NAME}", first]

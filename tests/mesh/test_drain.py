@@ -10,6 +10,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from services.common import channels
 from services.common.roles import Role
+from tests.mesh import tiny_mesh
 from tests.mesh.lasting import lasting
 from tests.mesh.slowness import slowness
 
@@ -17,11 +18,6 @@ TOKENS = 700
 LASTS_S, NOTICE_S = 12.0, 20.0
 """A node has to start and load, and blocks to go ahead, before a hand-over begins: a stream that is
 over by then moves nowhere, and a notice that is over by then takes the pipeline away."""
-
-
-async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
-    request = controller_pb2.WatchEventsRequest(no_wait=True)
-    return [event async for event in controller.WatchEvents(request, timeout=60)]
 
 
 async def _sampled(controller: Any) -> dict[str, int]:
@@ -46,7 +42,7 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     slow = await slowness()
     asked = await lasting(client, ready.url(), TOKENS, slow * LASTS_S)
     bodies, expected = asked.bodies, asked.expected
-    before_events = len(await _events(controller))
+    before_events = len(await tiny_mesh.events_of(controller))
     before = await _sampled(controller)
     records = [meshes.StreamRecord() for _ in bodies]
     tasks = [
@@ -65,7 +61,7 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
         assert record.complete, record.error
         assert (record.text, record.usage) == (wanted.text, wanted.usage)
 
-    events = (await _events(controller))[before_events:]
+    events = (await tiny_mesh.events_of(controller))[before_events:]
     kinds = [event.kind for event in events]
     noticed = kinds.index("interruption_noticed")
     replaced = kinds.index("replacement_ready")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
+from tests.mesh import tiny_mesh
 
 TOKENS = 256
 
@@ -53,11 +53,6 @@ async def in_phases(mesh: meshes.Mesh, file: Path, **phases: str) -> dict[str, A
     return status
 
 
-async def events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
-    request = controller_pb2.WatchEventsRequest(no_wait=True)
-    return [event async for event in controller.WatchEvents(request, timeout=60)]
-
-
 async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
 ) -> None:
@@ -67,7 +62,7 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
     formations = {pipeline["id"]: pipeline["formation"] for pipeline in before["pipelines"]}
     first, second = sorted(formations)
     file = tmp_path / "plan.json"
-    said = len(await events(controller))
+    said = len(await tiny_mesh.events_of(controller))
     try:
         status = await in_phases(ready, file, **{first: "prefill", second: "decode"})
         there = {pipeline["id"]: pipeline["formation"] for pipeline in status["pipelines"]}
@@ -99,7 +94,7 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
         assert texts == [record.text for record in expected], "the other way round"
     finally:
         await in_phases(ready, file)
-    told = (await events(controller))[said:]
+    told = (await tiny_mesh.events_of(controller))[said:]
     handed_on = [
         (event.attributes["from"], event.pipeline_id)
         for event in told

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 from bench import moves
+from tests.mesh import tiny_mesh
 from tests.mesh.lasting import lasting
 
 TOKENS = 300
@@ -101,12 +101,7 @@ async def test_pipelines_of_other_layers_and_numbers_take_over_under_load(
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error
         assert (record.text, record.usage) == (wanted.text, wanted.usage)
-    events = [
-        event
-        async for event in controller.WatchEvents(
-            controller_pb2.WatchEventsRequest(no_wait=True), timeout=60
-        )
-    ]
+    events = await tiny_mesh.events_of(controller)
     plans = [index for index, event in enumerate(events) if event.kind == "plan_ready"]
     changes = events[plans[-2] :]
     kinds = [event.kind for event in changes]

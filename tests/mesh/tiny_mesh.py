@@ -175,9 +175,13 @@ async def events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:
     services = (await mesh.status())["services"]
     address = next(s["grpc"] for s in services if s["name"] == "controller")
     async with channels.open_channel(address, Role.CONTROLLER) as channel:
-        stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        request = controller_pb2.WatchEventsRequest(no_wait=True)
-        return [event async for event in stub.WatchEvents(request, timeout=60)]
+        return await events_of(controller_pb2_grpc.ControllerServiceStub(channel))
+
+
+async def events_of(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
+    """The same, of a controller that is called already."""
+    request = controller_pb2.WatchEventsRequest(no_wait=True)
+    return [event async for event in controller.WatchEvents(request, timeout=60)]
 
 
 async def launches(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:

@@ -20,12 +20,12 @@ from shuntserve.engine.v1 import engine_pb2
 from services.common import channels
 from services.common.errors import StaleEpoch
 from services.common.machine import MachineFacts, Source
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import ASKED_BEATS, NodeFacts, NodeShape
 from services.common.roles import Role
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.wire_machine import machine_from
-from services.engine.controller_link import ASKED_BEATS, ControllerLink
+from services.engine.controller_link import ControllerLink
 from tests.contract.engine.rig import DEADLINE_S, ROOT, Rig, Worker, generate, request, until
 from tests.contract.engine.tiny import expected_ids
 

@@ -21,12 +21,11 @@ from itertools import count
 from math import inf
 
 from services.common.errors import NotFound
+from services.common.nodes import ASKED_BEATS
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat
 from services.controller.core.cluster.settings import ClusterSettings
 
-_UNANSWERED_BEATS = 4
-"""A process sends so many before it misses an answer."""
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
 _AHEAD_S = 0.5
@@ -197,7 +196,7 @@ class Liveness:
         wait for an older controller, by as many beats as it sends before one is answered."""
         if pulse.confirmed:
             return pulse.spaced_s
-        return _UNANSWERED_BEATS * (self._interval_s - self._settings.heartbeat_interval_s)
+        return ASKED_BEATS * (self._interval_s - self._settings.heartbeat_interval_s)
 
     # What is heard
 
