@@ -117,11 +117,13 @@ class Recorder:
 
     def _see_pipelines(self, status: controller_pb2.GetStatusResponse) -> None:
         """Of each its stages, once. One that forms again of the same is followed to its next nodes;
-        of other ones its steps would be told of stages that it has no more."""
+        of other ones its steps would be told of stages that it has no more. A status comes in
+        pages: one of whose nodes another page said nothing is seen the next time."""
         offers = {node.node_id: node.offer_id for node in status.nodes}
         addresses = {node.node_id: node.address for node in status.nodes}
         for one in status.pipelines:
-            if one.state == controller_pb2.PIPELINE_STATE_READY:
+            known = all(stage.node_id in addresses for stage in one.stages)
+            if known and one.state == controller_pb2.PIPELINE_STATE_READY:
                 stages = (
                     Stage(
                         node=stage.node_id,

@@ -1,6 +1,10 @@
-"""Fits step times to one half of a recording: least squares with no cost below zero.
+"""Fits step times to one half of a recording: least squares with no cost below zero, in which
+windows that are far off weigh less. On a shared machine a few steps take many times what the others
+do: squared, they alone would decide what a prompt costs.
 
-Source: Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23.
+Sources: Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23; Huber, Robust
+Estimation of a Location Parameter, Annals of Mathematical Statistics, 1964 (reweighted: Holland and
+Welsch, Communications in Statistics, 1977).
 """
 
 from __future__ import annotations
@@ -16,9 +20,16 @@ from services.placement.estimate.engine import BatchBounds, EngineProfile, Stage
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 from simulator.fleet.result import tpot_s, ttft_s
+from simulator.fleet.work import Work
 
 LEAST_WINDOWS = 8
 """Of a kind of stage: two for each cost."""
+MOST_SHARED = 4.0
+"""Of what another pipeline that is at work makes steps longer by."""
+HUBER, NORMAL = 1.345, 0.6745
+"""Windows within so many standard deviations count in full, of which the median of the absolute
+differences is this share."""
+REWEIGHTS = 20
 ROUNDS = 20
 """Halvings of what a cycle may take beside its stages' steps."""
 
@@ -41,17 +52,19 @@ def fit(
     where too little was recorded."""
     half_s = recording.header.seconds / 2
     fitted, residuals = {}, []
-    for kind, rows in sorted(_rows(recording, half_s).items()):
+    found = {kind: np.array(rows) for kind, rows in sorted(_rows(recording, half_s).items())}
+    shared = _shared(list(found.values()))
+    for kind, rows in found.items():
         if len(rows) < LEAST_WINDOWS:
             raise FailedPrecondition(
                 f"{len(rows)} windows of {kind} have steps; {LEAST_WINDOWS} are needed",
                 field="windows",
             )
-        fitted[kind], residual = _stage(kind, np.array(rows))
+        fitted[kind], residual = _stage(kind, rows, shared)
         residuals.append(residual)
     if not fitted:
         raise FailedPrecondition("no stage made a step in the first half", field="windows")
-    profile = EngineProfile(name=name, stages=fitted, **bounds.model_dump())
+    profile = EngineProfile(name=name, stages=fitted, shared=shared, **bounds.model_dump())
     early = tuple(one for one in recording.requests if one.is_whole and one.arrival_s < half_s)
     if not early:
         raise FailedPrecondition("no request of the first half finished", field="requests")
@@ -64,8 +77,9 @@ def fit(
 
 def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
     """By kind of stage, for each window with steps: steps, decoded sequences, prompt rows,
-    positions behind what was decoded, and seconds on a core, or all of them where nobody told."""
-    reads = defaultdict(list)
+    positions behind what was decoded, seconds on a core, or all of them where nobody told, and how
+    many other pipelines were at work."""
+    work, reads = Work(recording), defaultdict(list)
     for request in recording.requests:
         before = 0
         for at_s, tokens in request.tokens:
@@ -91,18 +105,48 @@ def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
                 window.prompt_rows,
                 positions,
                 window.computed_s or window.stepped_s,
+                work.beside(window.pipeline, window.begin_s, window.end_s),
             ]
         )
     return dict(rows)
 
 
-def _stage(kind: str, rows: np.ndarray) -> tuple[StageCosts, Residual]:
+def _shared(kinds: list[np.ndarray]) -> float:
+    """The share that leaves the least of all stages' seconds unexplained; 0 where no two pipelines
+    were at work at a time."""
+    from scipy.optimize import minimize_scalar
+
+    if not any(rows[:, 5].any() for rows in kinds):
+        return 0.0
+
+    def left(shared: float) -> float:
+        return sum(_line(rows, shared)[1] for rows in kinds)
+
+    found = float(minimize_scalar(left, bounds=(0.0, MOST_SHARED), method="bounded").x)
+    return found if left(found) < left(0.0) else 0.0
+
+
+def _line(rows: np.ndarray, shared: float) -> tuple[np.ndarray, float]:
+    """Costs of a stage, and the sum of Huber's losses of what they leave, in square seconds."""
     from scipy.optimize import nnls
 
-    counts, seconds = rows[:, :4], rows[:, 4]
+    counts, seconds = rows[:, :4] * (1 + shared * rows[:, 5:]), rows[:, 4]
     scale = np.maximum(counts.max(axis=0), 1.0)
-    costs = nnls(counts / scale, seconds)[0] / scale
-    off = counts @ costs - seconds
+    columns = counts / scale
+    weights = np.ones(len(rows))
+    for _ in range(REWEIGHTS):
+        costs = nnls(columns * weights[:, None], seconds * weights)[0]
+        off = np.abs(columns @ costs - seconds)
+        near = max(HUBER * float(np.median(off)) / NORMAL, 1e-9)
+        weights = np.sqrt(near / np.maximum(off, near))
+    losses = np.where(off <= near, off * off, 2 * near * off - near * near)
+    return costs / scale, float(losses.sum())
+
+
+def _stage(kind: str, rows: np.ndarray, shared: float) -> tuple[StageCosts, Residual]:
+    costs, _ = _line(rows, shared)
+    seconds = rows[:, 4]
+    off = (rows[:, :4] * (1 + shared * rows[:, 5:])) @ costs - seconds
     mean_s = max(float(seconds.mean()), 1e-12)
     step_s, row_s, prompt_row_s, context_s = (float(cost) for cost in costs)
     return (

@@ -18,6 +18,7 @@ from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.measured import MeasuredTimes
 from simulator.fleet.recording import ENDS, Recording, RequestRow
 from simulator.fleet.stretch import Stretch
+from simulator.fleet.work import Work
 
 
 def play(recording: Recording, profile: EngineProfile) -> dict[int, Generation]:
@@ -31,15 +32,15 @@ class _Pipeline:
     name: str
     times: MeasuredTimes
     batch: Batch
-    works: bool = False
-    """A cycle is under way."""
+    ends_s: float | None = None
+    """When the cycle that is under way does, with the others that are at work now."""
 
 
 @dataclass(slots=True)
 class _Played:
     recording: Recording
     profile: EngineProfile
-    _events: list[tuple[float, int, str, object]] = field(default_factory=list)
+    _events: list[tuple[float, int, str, Generation | None]] = field(default_factory=list)
     _order: count[int] = field(default_factory=count)
     _pipelines: dict[str, _Pipeline] = field(default_factory=dict)
     _ways: dict[int, deque[str]] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class _Played:
     _stretch: Stretch = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stretch = Stretch(self.recording)
+        self._stretch = Stretch(self.recording, Work(self.recording))
 
     def run(self) -> dict[int, Generation]:
         for name, stages in self.recording.header.pipelines.items():
@@ -62,34 +63,73 @@ class _Played:
         for event in self.recording.events:
             if event.event in ENDS and event.pipeline in self._pipelines:
                 self._at(event.at_s, event.pipeline, None)
-        while self._events:
-            self._now_s, _, name, what = heappop(self._events)
-            self._happens(self._pipelines[name], what)
+        while (cycle := self._next_cycle()) is not None or self._events:
+            if cycle is not None and (not self._events or cycle[0] < self._events[0][0]):
+                self._now_s, pipeline = cycle
+                self._cycle_ends(pipeline)
+            else:
+                self._now_s, _, name, what = heappop(self._events)
+                self._happens(self._pipelines[name], what)
         return {n: one for n, one in played.items() if one.held >= one.output}
 
-    def _at(self, at_s: float, name: str, what: object) -> None:
-        """`what`: a generation comes, a batch has made its cycle, or (None) the pipeline ends."""
+    def _at(self, at_s: float, name: str, what: Generation | None) -> None:
+        """`what`: a generation comes, or (None) the pipeline ends."""
         heappush(self._events, (at_s, next(self._order), name, what))
 
-    def _happens(self, pipeline: _Pipeline, what: object) -> None:
-        if isinstance(what, Generation):
-            pipeline.batch.add(what)
-        elif what is None:
+    def _happens(self, pipeline: _Pipeline, what: Generation | None) -> None:
+        if what is None:
             self._ends(pipeline)
-        elif what is not pipeline.batch:
-            return  # a cycle of a formation that has ended
         else:
-            pipeline.batch.end(self._now_s)
-            pipeline.works = False
-        took_s = None if pipeline.works else pipeline.batch.begin()
-        if took_s is not None:
-            pipeline.works = True
-            took_s *= self._stretch.at(pipeline.name, self._now_s)
-            self._at(self._now_s + took_s, pipeline.name, pipeline.batch)
+            pipeline.batch.add(what)
+        if pipeline.ends_s is None:
+            self._begins(pipeline)
+
+    def _cycle_ends(self, pipeline: _Pipeline) -> None:
+        pipeline.batch.end(self._now_s)
+        self._rests(pipeline)
+        self._begins(pipeline)
+
+    # Cycles take longer while others are under way
+
+    def _next_cycle(self) -> tuple[float, _Pipeline] | None:
+        """The cycle that ends next."""
+        ends = [(one.ends_s, one) for one in self._pipelines.values() if one.ends_s is not None]
+        return min(ends, key=lambda end: end[0], default=None)
+
+    def _working(self) -> list[_Pipeline]:
+        return [one for one in self._pipelines.values() if one.ends_s is not None]
+
+    def _slower(self, working: int) -> float:
+        """Than of a pipeline that is alone, where so many work."""
+        others = max(0, working - 1)
+        return (1 + self.profile.shared * others) * (1 + self._stretch.shared * others)
+
+    def _begins(self, pipeline: _Pipeline) -> None:
+        took_s = pipeline.batch.begin()
+        if took_s is None:
+            return
+        working = self._working()
+        self._change(working, len(working), len(working) + 1)
+        took_s *= self._stretch.at(pipeline.name, self._now_s) * self._slower(len(working) + 1)
+        pipeline.ends_s = self._now_s + took_s
+
+    def _rests(self, pipeline: _Pipeline) -> None:
+        if pipeline.ends_s is not None:
+            pipeline.ends_s = None
+            working = self._working()
+            self._change(working, len(working) + 1, len(working))
+
+    def _change(self, working: list[_Pipeline], before: int, now: int) -> None:
+        """What is left of their cycles goes on as fast as it does among so many."""
+        share = self._slower(now) / self._slower(before)
+        for one in working:
+            if one.ends_s is not None:
+                one.ends_s = self._now_s + (one.ends_s - self._now_s) * share
 
     def _ends(self, pipeline: _Pipeline) -> None:
         left = pipeline.batch.leave()
-        pipeline.batch, pipeline.works = Batch(pipeline.times), False
+        pipeline.batch = Batch(pipeline.times)
+        self._rests(pipeline)
         for one in left:
             one.moves += 1
             if one.first_s is not None:

@@ -68,6 +68,9 @@ class EngineProfile(BatchBounds):
     """Of each hop between stages, beside the estimator's."""
     cycle_s: Seconds = 0.0
     """Of a pipeline, each time that all its sequences get a step: the head's own work."""
+    shared: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    """By this share cycles take longer for each other pipeline of the same machine that is at work;
+    only a replay has pipelines that share one."""
     first_s: Seconds = 0.0
     """Of a request, once: door, dispatch and the way back."""
     start_s: Seconds = 5.0

@@ -28,6 +28,7 @@ from simulator.fleet.recording import (
     read_recording,
 )
 from simulator.fleet.stretch import Stretch
+from simulator.fleet.work import Work
 
 BOUNDS = BatchBounds(token_budget=256, max_sequences=64)
 STAGES = (
@@ -267,15 +268,124 @@ def busy(recording: Recording, factor: float) -> Recording:
     return replace(recording, windows=windows)
 
 
+def stretch(recording: Recording) -> Stretch:
+    return Stretch(recording, Work(recording))
+
+
 def test_steps_are_played_as_much_longer_as_the_machine_made_them(recording: Recording) -> None:
     as_it_was, slow = play(busy(recording, 1.0), TRUE), play(busy(recording, 3.0), TRUE)
     assert play(recording, TRUE)[0].last_s == as_it_was[0].last_s
     alone_s = as_it_was[0].last_s - as_it_was[0].arrival_s - TRUE.first_s
     assert slow[0].last_s - slow[0].arrival_s > 1.5 * alone_s
-    assert Stretch(busy(recording, 3.0)).at("p", 10.0) == pytest.approx(3.0)
-    assert Stretch(recording).at("p", 10.0) == 1.0
+    assert stretch(busy(recording, 3.0)).at("p", 10.0) == pytest.approx(3.0)
+    assert stretch(recording).at("p", 10.0) == 1.0
 
 
 def test_what_a_step_waits_for_a_core_is_not_fitted(recording: Recording) -> None:
     one, other = (fit(busy(recording, factor), "x", BOUNDS)[0].stages for factor in (1.0, 3.0))
     assert one == other
+
+
+def shared_windows(share: float, waits: float) -> Recording:
+    """Two pipelines; steps of the one take so much longer, on a core and waiting for one, in those
+    windows in which the other is at work, too."""
+    random, lines = Random(3), list[Line]()
+    for index in range(40):
+        begin_s, beside = float(index), index % 2
+        for number, name in ((2 * index, "p"), (2 * index + 1, "q"))[: 1 + beside]:
+            lines.append(
+                RequestRow(
+                    number=number,
+                    arrival_s=begin_s,
+                    prompt=40,
+                    output=20,
+                    pipeline=name,
+                    moves=0,
+                    outcome="finished",
+                    tokens=((begin_s + 0.5, 1), (begin_s + 1.0, 20)),
+                )
+            )
+        steps, rows = random.randint(20, 60), random.randint(10, 200)
+        for stage, costs in enumerate(TRUE.stages.values()):
+            computed_s = (costs.step_s * steps + costs.prompt_row_s * rows) * (1 + share * beside)
+            lines.append(
+                WindowRow(
+                    begin_s=begin_s,
+                    end_s=begin_s + 1.0,
+                    pipeline="p",
+                    stage=stage,
+                    steps=steps,
+                    decoded=0,
+                    prompt_rows=rows,
+                    computed_s=computed_s,
+                    stepped_s=computed_s * 2.0 * (1 + waits * beside),
+                )
+            )
+    return Recording.of(Header(seconds=80.0, pipelines={"p": STAGES, "q": STAGES}), lines)
+
+
+def test_what_another_pipeline_takes_of_the_machine_is_found_apart() -> None:
+    told = shared_windows(0.3, 0.5)
+    work = Work(told)
+    assert (work.beside("p", 0.0, 1.0), work.beside("p", 1.0, 2.0)) == (0.0, 1.0)
+    assert work.beside("q", 0.0, 1.0) == 0.0
+    assert stretch(told).shared == pytest.approx(0.5)
+    assert stretch(told).at("p", 0.5) == stretch(told).at("p", 1.5) == pytest.approx(2.0)
+    profile, _ = fit(told, "x", BOUNDS)
+    assert profile.shared == pytest.approx(0.3, rel=0.01)
+    for kind, true in TRUE.stages.items():
+        assert profile.stages[kind].step_s == pytest.approx(true.step_s, rel=0.01)
+        assert profile.stages[kind].prompt_row_s == pytest.approx(true.prompt_row_s, rel=0.01)
+    alone, _ = fit(shared_windows(0.0, 0.0), "x", BOUNDS)
+    assert alone.shared == pytest.approx(0.0, abs=1e-3)
+
+
+def test_who_left_a_pipeline_is_at_work_where_it_was_then() -> None:
+    work = Work(with_a_loss(3.5))
+    assert work.beside("q", 3.0, 3.5) == 0.0
+    assert work.beside("q", 3.5, 4.0) == 1.0
+    assert work.beside("q", 4.0, 5.0) == 0.0
+    assert Work(with_a_loss(100.0)).beside("q", 4.0, 5.0) == 1.0
+
+
+def two_at_a_time(*, apart: bool) -> Recording:
+    """Requests of two pipelines, at one time or one behind another."""
+    rows = [
+        RequestRow(
+            number=number,
+            arrival_s=100.0 * number * apart,
+            prompt=100,
+            output=60,
+            pipeline=name,
+            moves=0,
+            outcome="finished",
+            tokens=((100.0 * number * apart + 1.0, 1), (100.0 * number * apart + 2.0, 60)),
+        )
+        for number, name in enumerate("pq")
+    ]
+    return Recording.of(
+        Header(seconds=200.0, pipelines={"p": STAGES, "q": STAGES}), list[Line](rows)
+    )
+
+
+def test_cycles_take_longer_while_another_pipeline_has_one() -> None:
+    slowed = TRUE.model_copy(update={"shared": 0.5})
+
+    def took_s(recording: Recording, profile: EngineProfile) -> list[float]:
+        played = play(recording, profile)
+        return [one.last_s - one.arrival_s - TRUE.first_s for _, one in sorted(played.items())]
+
+    apart, alone = two_at_a_time(apart=True), took_s(two_at_a_time(apart=True), TRUE)
+    assert took_s(apart, slowed) == pytest.approx(alone)
+    assert took_s(two_at_a_time(apart=False), TRUE) == pytest.approx(alone)
+    assert took_s(two_at_a_time(apart=False), slowed) == pytest.approx([1.5 * s for s in alone])
+
+
+def test_a_few_windows_that_are_far_off_decide_nothing(recording: Recording) -> None:
+    windows = tuple(
+        one.model_copy(update={"stepped_s": 5 * one.stepped_s}) if index % 20 < 2 else one
+        for index, one in enumerate(recording.windows)
+    )
+    profile, _ = fit(replace(recording, windows=windows), "x", BOUNDS)
+    for kind, true in TRUE.stages.items():
+        assert profile.stages[kind].prompt_row_s == pytest.approx(true.prompt_row_s, rel=0.05)
