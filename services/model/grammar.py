@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from services.common.errors import InvalidArgument, ShuntError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,10 @@ _VALUES = frozenset(("const", "enum", "default", "examples"))
 """Keywords that hold values, not schemas."""
 WALKED = 8
 """Ids behind which a grammar is tried when it is checked."""
+MOST_THREADS = 8
+"""Of those that look ahead; no more than half the cores, for a step computes on them meanwhile."""
+_Bits = NDArray[np.uint8]
+"""Of what may follow: a bit an id, the lowest one first, in whole words."""
 
 
 class Stuck(ShuntError):
@@ -138,11 +145,11 @@ class Grammars:
         except ValueError as error:
             reason = f"grammars: the tokenizer cannot be read: {_first_line(str(error))}"
             raise InvalidArgument(reason, field="grammar") from None
-        self._size, self._ends = vocabulary_size, tuple(end_ids)
+        self._form = _Form(vocabulary_size, tuple(end_ids))
 
     def is_apart(self, token_id: int) -> bool:
         """A token that no text spells: a grammar has to name it by its id."""
-        return 0 <= token_id < self._size and self._tokenizer.is_special_token(token_id)
+        return 0 <= token_id < self._form.size and self._tokenizer.is_special_token(token_id)
 
     def check(self, grammar: str) -> None:
         """Raises InvalidArgument for one that cannot be compiled or is soon too much to follow, and
@@ -154,10 +161,10 @@ class Grammars:
 
     def _walk(self, guide: Guide) -> None:
         """What is too much often shows within a few ids. Raises Stuck."""
-        flat = np.zeros(self._size, np.float32)
+        flat = np.zeros(self._form.size, np.float32)
         for _ in range(WALKED):
             may = np.flatnonzero(np.isfinite(guide.allowed(flat)))
-            others = may[~np.isin(may, self._ends)]
+            others = may[~np.isin(may, self._form.ends)]
             if not len(others):
                 return
             guide.take([int(others[-1])])
@@ -167,40 +174,112 @@ class Grammars:
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_limits())
-        return Guide(matcher, self._size, self._ends)
+        return Guide(matcher, self._form)
+
+    def look_ahead(self, guides: Sequence[Guide]) -> None:
+        """Has found in a thread what may follow where each of them is. It needs nothing but the ids
+        so far, so a step that computes the next logits need not wait for it."""
+        waiting = [guide for guide in guides if guide.is_open]
+        if not waiting:
+            return
+        bits = np.zeros((len(waiting), self._form.mask_bytes), np.uint8)
+        matchers = [(guide.matcher, row) for row, guide in enumerate(waiting)]
+        filled = self._thread.submit(self._fill, matchers, bits)
+        for guide, row in zip(waiting, bits, strict=True):
+            guide.expect(row, filled)
+
+    def _fill(self, matchers: list[tuple[LLMatcher, int]], bits: _Bits) -> None:
+        size = self._form.mask_bytes
+        self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, size, len(bits))
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        cores = len(os.sched_getaffinity(0))
+        return LLExecutor(num_threads=max(1, min(cores // 2, MOST_THREADS)))
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "masks")
+
+
+class _Form:
+    """What the masks of one vocabulary have in common."""
+
+    def __init__(self, size: int, ends: tuple[int, ...]) -> None:
+        self.size, self.ends = size, ends
+        self.mask_bytes = -(-size // _WORD_BITS) * _WORD_BITS // 8
+        self.ids = self._bits_of(range(size))
+        self._end_bits = self._bits_of(ends)
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        inf = np.float32(np.inf)
+        self._most: NDArray[np.float32] = np.where(bits, inf, -inf)  # [256, 8], by a mask's byte
+
+    def complete(self, bits: _Bits) -> _Bits:
+        """With all ends where one may follow, and nothing that is no id."""
+        end = self.ends[0]
+        if bits[end // 8] >> end % 8 & 1:
+            bits |= self._end_bits
+        bits &= self.ids
+        return bits
+
+    def masked(self, logits: NDArray[np.float32], bits: _Bits) -> NDArray[np.float32]:
+        """A copy in which what may not follow is -inf, whatever it was."""
+        most = np.take(self._most, bits, axis=0, mode="clip").reshape(-1)[: self.size]
+        return np.fmin(logits, most, out=most)
+
+    def _bits_of(self, ids: Sequence[int]) -> _Bits:
+        each = np.zeros(self.mask_bytes * 8, np.bool_)
+        each[list(ids)] = True
+        return np.packbits(each, bitorder="little")
 
 
 class Guide:
     """A place in a grammar."""
 
-    def __init__(self, matcher: LLMatcher, size: int, end_ids: Sequence[int]) -> None:
-        self._matcher, self._size = matcher, size
-        self._ends = np.asarray(end_ids, np.int64)
-        self._bits: NDArray[np.int32] = np.zeros((1, -(-size // _WORD_BITS)), np.int32)
+    def __init__(self, matcher: LLMatcher, form: _Form) -> None:
+        self.matcher = matcher
+        self._form = form
+        self._bits: _Bits | None = None
+        self._filled: Future[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """What may follow here is not known, nor sought."""
+        return self._bits is None and not self.matcher.is_error()
+
+    def expect(self, bits: _Bits, filled: Future[None]) -> None:
+        """What may follow here will stand in `bits`; until then nothing touches the matcher."""
+        self._bits, self._filled = bits, filled
 
     def take(self, ids: Sequence[int]) -> None:
         """Goes on behind ids; an end of sequence is the last one there is."""
+        self._wait()
         for token_id in ids:
-            if token_id in self._ends:
+            if token_id in self._form.ends:
                 return
-            if not self._matcher.consume_token(token_id):
+            self._bits = None
+            if not self.matcher.consume_token(token_id):
                 return  # it is stuck from now on
 
     def allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy in which what may not follow is -inf. Raises Stuck where nothing may."""
-        from llguidance.numpy import fill_next_token_bitmask
-
-        if not self._matcher.is_error():
-            fill_next_token_bitmask(self._matcher, self._bits, 0)
-        if self._matcher.is_error():
-            raise Stuck(_first_line(self._matcher.get_error()))
-        bits = np.unpackbits(self._bits.view(np.uint8)[0], count=self._size, bitorder="little")
-        may = bits.view(np.bool_)
-        if may[self._ends[0]]:
-            may[self._ends] = True
-        if not may.any():
+        self._wait()
+        if self.is_open:
+            self._bits = np.zeros(self._form.mask_bytes, np.uint8)
+            self.matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._form.mask_bytes)
+        if self._bits is None or self.matcher.is_error():
+            raise Stuck(_first_line(self.matcher.get_error()))
+        bits = self._form.complete(self._bits)
+        if not bits.any():
             raise Stuck("nothing may follow")
-        return np.where(may, logits, np.float32(-np.inf))
+        return self._form.masked(logits, bits)
+
+    def _wait(self) -> None:
+        if self._filled is not None:
+            filled, self._filled = self._filled, None
+            filled.result()
 
 
 class LateGrammars:
@@ -221,6 +300,11 @@ class LateGrammars:
     def begin(self, grammar: str) -> Guide:
         """As Grammars' own. Raises as it does."""
         return self._get().begin(grammar)
+
+    def look_ahead(self, guides: Sequence[Guide]) -> None:
+        """As Grammars' own."""
+        if guides:
+            self._get().look_ahead(guides)
 
     def _try(self) -> None:
         try:

@@ -20,7 +20,7 @@ from services.engine.backend import (
     StageFacts,
 )
 from services.engine.stage import sampler
-from services.model.grammar import LIBRARY, LateGrammars, Stuck
+from services.model.grammar import LIBRARY, Guide, LateGrammars, Stuck
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Slots:
             _check_drafted(batch, rows)
 
     def apply(self, batch: Batch) -> None:
-        """Closes and opens; the batch was checked."""
+        """Closes and opens; the batch was checked. What may follow in it is looked for while its
+        logits are computed."""
         for slot in batch.closes:
             self._states.pop(slot, None)
         for opened in batch.opens:
@@ -64,6 +65,9 @@ class Slots:
                 opened.output_ids,
                 self._follows(opened.sampling.grammar),
             )
+        if self._grammars is not None and self._facts.last:
+            drawn = (self._states[step.slot].follows for step in batch.steps if step.sample)
+            self._grammars.look_ahead([each for each in drawn if isinstance(each, Guide)])
 
     def sample(self, batch: Batch, logits: NDArray[np.float32]) -> tuple[Sampled, ...]:
         """The tokens of each step that samples; `logits` [rows, vocab] are of the batch's

@@ -137,6 +137,53 @@ def test_behind_any_ids_the_same_may_follow_however_one_came_there(
         live.take([token_id])
 
 
+def test_what_is_found_ahead_for_many_is_what_each_finds_alone(grammars: Grammars) -> None:
+    texts = [grammar.of_json_schema(schema) for schema, _ in SCHEMAS]
+    spoken = [drawn(grammars, text, 5, most=40) for text in texts]
+    ahead, alone = ([grammars.begin(text) for text in texts] for _ in range(2))
+    chance = np.random.default_rng(2)
+    for position in range(40):
+        grammars.look_ahead(ahead)
+        grammars.look_ahead(ahead)  # of places that it is sought for already
+        for first, second, ids in zip(ahead, alone, spoken, strict=True):
+            logits = chance.normal(size=SIZE).astype(np.float32)
+            for _ in range(2):
+                assert np.array_equal(first.allowed(logits), second.allowed(logits))
+            for guide in (first, second):
+                guide.take(ids[position : position + 1])
+
+
+def test_who_goes_on_or_leaves_while_it_is_sought_what_may_follow_harms_nobody(
+    grammars: Grammars,
+) -> None:
+    text, flat = grammar.of_json_schema(POINT), np.zeros(SIZE, np.float32)
+    ids = drawn(grammars, text, 3)[:8]
+    going = grammars.begin(text)
+    for token_id in ids:
+        grammars.look_ahead([going, *(grammars.begin(text) for _ in range(20))])
+        going.take([token_id])
+    behind = grammars.begin(text)
+    behind.take(ids)
+    assert np.array_equal(going.allowed(flat), behind.allowed(flat))
+
+
+def test_ahead_too_who_is_stuck_is_stuck_alone(grammars: Grammars) -> None:
+    stuck, free = (grammars.begin(grammar.of_regex("[ab]+")) for _ in range(2))
+    stuck.take(TOKENIZER.encode("x").ids)
+    grammars.look_ahead([stuck, free, grammars.begin("{")])
+    with pytest.raises(Stuck):
+        stuck.allowed(np.zeros(SIZE, np.float32))
+    assert np.isfinite(free.allowed(np.zeros(SIZE, np.float32))).any()
+
+
+def test_what_may_not_follow_does_not_though_it_were_no_number(grammars: Grammars) -> None:
+    logits = np.full(SIZE, np.nan, np.float32)
+    logits[TOKENIZER.token_to_id("a")] = -3
+    masked = grammars.begin(grammar.of_regex("a")).allowed(logits)
+    assert masked[TOKENIZER.token_to_id("a")] == -3
+    assert np.isneginf(masked).sum() == SIZE - 1
+
+
 def allowed(grammars: Grammars, text: str, said: str = "") -> set[str]:
     guide = grammars.begin(text)
     guide.take(TOKENIZER.encode(said).ids)
