@@ -85,7 +85,7 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
         tail = pipeline["stages"][-1]["node"]
         before = await engine_stats(mesh)
         told_s, epoch = time.monotonic(), line["epoch"]
-        await mesh.shunt("interrupt", tail, "--notice", str(NOTICE_S))
+        await mesh.give_notice(tail, NOTICE_S)
         async with asyncio.timeout(WAIT_S):
             while line["epoch"] == epoch or pipeline is None or not line["moved_by"]:
                 line, pipeline = await _pipeline(mesh, record)

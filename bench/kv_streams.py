@@ -105,7 +105,7 @@ async def move_all(
             moving = {r.generation_id: r for r in records if r.generation_id in struck}
             before = await engine_stats(mesh)
             told_s, offset_s = time.monotonic(), time.time() - time.monotonic()
-            await mesh.shunt("interrupt", tail, "--notice", str(NOTICE_S))
+            await mesh.give_notice(tail, NOTICE_S)
             async with asyncio.timeout(WAIT_S):
                 while any(lines[name]["epoch"] == struck[name] for name in moving):
                     await asyncio.sleep(0.2)

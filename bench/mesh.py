@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from bench.mesh_end import ends_with_us
+from services.cli.interrupt import interrupt
 from services.cli.mesh_directory import MeshDirectory
 from services.cli.mesh_status import mesh_status
 
@@ -69,6 +70,11 @@ class Mesh:
         found = await mesh_status(MeshDirectory(self.data_dir).running())
         status: dict[str, Any] = json.loads(json.dumps(found))
         return status
+
+    async def give_notice(self, node: str, notice_s: float) -> None:
+        """As `shunt interrupt NODE --notice` does, but without a start of Python, which engines
+        would have to share a core with just when they hand over."""
+        await interrupt(MeshDirectory(self.data_dir), node, notice_s, kill=False)
 
     async def until_ready(self, pipelines: int = 2, timeout_s: float = 60.0) -> dict[str, Any]:
         """Waits until that many pipelines are ready and returns the status."""
