@@ -182,15 +182,16 @@ class Grammars:
         waiting = [guide for guide in guides if guide.is_open]
         if not waiting:
             return
-        bits = np.zeros((len(waiting), self._form.mask_bytes), np.uint8)
+        words: NDArray[np.int32] = np.zeros((len(waiting), self._form.mask_bytes // 4), np.int32)
         matchers = [(guide.matcher, row) for row, guide in enumerate(waiting)]
-        filled = self._thread.submit(self._fill, matchers, bits)
-        for guide, row in zip(waiting, bits, strict=True):
+        filled = self._thread.submit(self._fill, matchers, words)
+        for guide, row in zip(waiting, words.view(np.uint8), strict=True):
             guide.expect(row, filled)
 
-    def _fill(self, matchers: list[tuple[LLMatcher, int]], bits: _Bits) -> None:
-        size = self._form.mask_bytes
-        self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, size, len(bits))
+    def _fill(self, matchers: list[tuple[LLMatcher, int]], words: NDArray[np.int32]) -> None:
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        fill_next_token_bitmask_par(self._executor, matchers, words)
 
     @cached_property
     def _executor(self) -> LLExecutor:
@@ -265,10 +266,13 @@ class Guide:
 
     def allowed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """A copy in which what may not follow is -inf. Raises Stuck where nothing may."""
+        from llguidance.numpy import fill_next_token_bitmask
+
         self._wait()
         if self.is_open:
-            self._bits = np.zeros(self._form.mask_bytes, np.uint8)
-            self.matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._form.mask_bytes)
+            words: NDArray[np.int32] = np.zeros((1, self._form.mask_bytes // 4), np.int32)
+            fill_next_token_bitmask(self.matcher, words)
+            self._bits = words.view(np.uint8)[0]
         if self._bits is None or self.matcher.is_error():
             raise Stuck(_first_line(self.matcher.get_error()))
         bits = self._form.complete(self._bits)
