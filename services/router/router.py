@@ -251,11 +251,11 @@ class Router:
             self.quotas.reserve(ask.tenant, request, time.monotonic())
             with _refusals_counted("time"):
                 sending = await self._sending(Waiter(request, by_s, ask.prompt_bytes))
-            route, sent_s = sending.route, time.monotonic()
+            route, holder, sent_s = sending.route, sending.holder, time.monotonic()
             metrics.ROUTE_WAIT_S.labels(ask.model).observe(sent_s - asked_s)
             self._demand.asked(ask.model, request.prompt_tokens, request.choices)
             if route.model != request.model:  # another version is served since
-                model = await self.models.load(route.model)
+                model, holder = await self.models.load(route.model), None
                 request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
@@ -265,6 +265,7 @@ class Router:
             None if journaled_first else route,
             asked_s,
             lambda: self._first_token(sending, time.monotonic() - sent_s),
+            holder,
         )
         return session
 

@@ -21,7 +21,7 @@ from services.common.errors import (
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Closed, GenerationState, GenerationView, Route
+from services.common.exchange import Closed, GenerationState, GenerationView, PrefixHolder, Route
 from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
@@ -164,14 +164,18 @@ class Session:
         return changes
 
     def begin(
-        self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
+        self,
+        route: Route | None,
+        asked_s: float,
+        first_token: Callable[[], object] = _nothing,
+        holder: PrefixHolder | None = None,
     ) -> None:
         """A new generation, on this head, or on one that the controller names; `first_token` is
-        called when that is here."""
+        called when that is here. The `holder` has more of its prompt than that head."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
         self._tenants.asked(self.request.tenant)
-        self._perform(self._follower.begin(route, self._clock()))
+        self._perform(self._follower.begin(route, self._clock(), holder))
 
     def rejoin(self, view: GenerationView) -> None:
         """A generation that another reader began."""

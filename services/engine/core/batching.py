@@ -31,6 +31,7 @@ from services.engine.core.generations import Generations
 from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
 from services.engine.core.pace import Pace
+from services.engine.core.prefix_fetching import PrefixFetching
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
 from services.engine.core.step_size import most_rows
 from services.engine.core.validation import Bounds
@@ -69,12 +70,13 @@ class Lead:
     bounds: Bounds
     pace: Pace
     gauge: LoadGauge = field(default_factory=LoadGauge)
+    prefixes: PrefixFetching = field(default_factory=PrefixFetching)
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     """For what stages are asked to do to blocks."""
     incoming: Incoming = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "incoming", Incoming(self.scheduler, self.numbers))
+        object.__setattr__(self, "incoming", Incoming(self.scheduler, self.numbers, self.prefixes))
 
 
 def lead_of(
@@ -89,9 +91,10 @@ def lead_of(
     limit_bytes: int,
     grammar_library: str = "",
     places: Mapping[bytes, int] | None = None,
+    prefixes: PrefixFetching | None = None,
 ) -> Lead:
     """What the head of this many stages begins with; `facts` are those of its own. Blocks of some
-    names may lie in their `places` already.
+    names may lie in their `places` already. Without `prefixes` nothing is fetched of others.
 
     Raises FailedPrecondition when no step fits into a message.
     """
@@ -107,6 +110,7 @@ def lead_of(
         Scheduler(batches, kv_blocks, stages, places),
         Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
         Pace(progress_s),
+        prefixes=prefixes or PrefixFetching(),
     )
 
 
@@ -136,9 +140,13 @@ class Leaving:
     @classmethod
     def taken(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
         """These are nobody else's until they are given back."""
-        places, allocator = [block for _, block in blocks], lead.scheduler.blocks
-        allocator.share(places)
-        behind = allocator.named_by(places)
+        lead.scheduler.blocks.share([block for _, block in blocks])
+        return cls.shared(lead, blocks)
+
+    @classmethod
+    def shared(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
+        """The same of blocks that are shared for it already."""
+        behind = lead.scheduler.blocks.named_by([block for _, block in blocks])
         return cls(blocks, next(lead.numbers), scheduler=lead.scheduler, behind=behind)
 
     @property
@@ -207,22 +215,30 @@ class Batching:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
 
-    def fetched(self, fetch: KvFetch, count: int | None, now_s: float) -> Due:
+    def fetched(
+        self,
+        fetch: KvFetch,
+        count: int | None,
+        now_s: float,
+        size_bytes: int = 0,
+        took_s: float = 0.0,
+    ) -> Due:
         """The first `count` blocks of a fetch of the formation that is led hold what they should,
-        at every stage; None: some stage did not answer."""
+        at every stage; None: some stage did not answer. So many bytes came from other processes for
+        it, in that time."""
         lead = self.lead
         if lead is None:
             return Due()
-        starts = lead.incoming.fetched(fetch.number, count)
-        if starts is None:
-            return self.given_back(now_s)
-        start, unread = starts
-        if count:
-            self.generations.moved(start.key, "kv")
-        due: list[Action] = [start]
-        if unread:
-            due.append(SetUnread(start.key, True))
-        return self._carry_out(due, now_s)
+        if fetch.holder is not None:
+            lead.prefixes.came(fetch.holder, size_bytes, took_s, now_s)
+        due: list[Action] = []
+        for start, unread in lead.incoming.fetched(fetch.number, count):
+            if count:
+                self.generations.moved(start.key, "kv")
+            due.append(start)
+            if unread:
+                due.append(SetUnread(start.key, True))
+        return self._carry_out(due, now_s) if due else self.given_back(now_s)
 
     def ended(self, fetch: KvFetch, now_s: float) -> Due:
         """No stage writes any more to what a fetch of the formation that is led was to fill, and
@@ -246,6 +262,20 @@ class Batching:
             yield Leaving(())
             return
         leaving = Leaving.of(self.lead, sealed)
+        try:
+            yield leaving
+        finally:
+            leaving.give_back()
+
+    @contextmanager
+    def offered(self, names: Sequence[bytes]) -> Iterator[Leaving]:
+        """The blocks of the prefix cache that hold the first of these names; no step writes to one
+        until every stage has answered."""
+        if self.lead is None:
+            yield Leaving(())
+            return
+        found = self.lead.scheduler.take_offered(names)
+        leaving = Leaving.shared(self.lead, tuple(zip(names, found, strict=False)))
         try:
             yield leaving
         finally:
@@ -348,7 +378,7 @@ class Batching:
                 elif isinstance(action, StartSequence):
                     begins = True
                     self._queued_s.setdefault(action.key, now_s)
-                    if lead.incoming.holds_back(action):
+                    if lead.incoming.holds_back(action, now_s):
                         continue
                     ahead = lead.incoming.came_ahead(action)
                     self.generations.moved(action.key, "kv" if ahead else "replay")

@@ -247,10 +247,26 @@ class Scheduler:
         self._blocks.share(found)
         return found
 
+    def take_offered(self, names: Sequence[bytes]) -> list[int]:
+        """The same, to be copied for others: as far as a block is left to each that runs."""
+        found, spare = self._blocks.find(names), self._spare
+        taken, idle = list[int](), 0
+        for block in found:
+            idle += self._blocks.idle_among((block,))
+            if idle > spare:
+                break
+            taken.append(block)
+        self._blocks.share(taken)
+        return taken
+
     def take_free(self, names: Sequence[bytes]) -> list[int]:
         """A block for each of these, or for as many as there are: one is left to each that runs."""
-        spare = self._blocks.free_count - len(self._running) - 1
-        return self._blocks.allocate(max(0, min(len(names), spare)), names)
+        return self._blocks.allocate(min(len(names), self._spare), names)
+
+    @property
+    def _spare(self) -> int:
+        """Blocks that may be taken beside what runs, which has one left for each."""
+        return max(0, self._blocks.free_count - len(self._running) - 1)
 
     def give_beginning(
         self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]
