@@ -50,6 +50,7 @@ SHELF = "services/engine/core/shelf.py"
 SHELVES = "shelves.py"
 CONTENTS = "services/engine/core/contents.py"
 SEATS = "seats.py"
+PREFIXES = "prefixes.py"
 QUOTAS = "services/router/core/quotas.py"
 ADMISSION = "services/router/core/admission.py"
 DISPATCHING = "services/router/core/dispatching.py"
@@ -716,6 +717,55 @@ MISTAKES = (
         "            fresh = [block for _, block in one.fetch.blocks]\n"
         "            self._scheduler.give_beginning(one.there, fresh, ())\n",
         AHEAD,
+    ),
+    Mistake(
+        "who waits for a fetch that another one waits for is alone with it",
+        INCOMING,
+        "            self._awaited[number].waiting.append(_Waiting(start))\n",
+        "            self._awaited[number].waiting = [_Waiting(start)]\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "who stops takes those along that wait with it",
+        INCOMING,
+        "            if not (left or one.told):\n",
+        "            one.waiting = []\n            if not one.told:\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "one of those that wait for a fetch starts",
+        INCOMING,
+        "w.unread) for w in one.waiting]",
+        "w.unread) for w in one.waiting[:1]]",
+        PREFIXES,
+    ),
+    Mistake(
+        "who stops while it waits starts all the same",
+        INCOMING,
+        "            one.waiting = left\n",
+        "            pass\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "blocks that are offered are given away while they are copied",
+        BATCHING,
+        "        allocator.share(places)\n",
+        "",
+        PREFIXES,
+    ),
+    Mistake(
+        "what is offered is named by who comes next in its prompt",
+        BATCHING,
+        "        leaving = Leaving.taken(self.lead, tuple(zip(names, found, strict=False)))\n",
+        "        leaving = Leaving.taken(self.lead, tuple(zip(names[1:], found, strict=False)))\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "another salt's beginning is fetched",
+        PREFIX,
+        "    salted = length + digest + request.cache_salt.encode()",
+        "    salted = length + digest",
+        PREFIXES,
     ),
     Mistake(
         "what is written over is taken for what it was",

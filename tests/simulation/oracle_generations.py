@@ -266,9 +266,8 @@ class GenerationOracle(Watch):
         self._check_blocks(batching)
         held, running = batching.generations._held, set(step.keys)
         awaited = batching.lead.incoming._awaited.values() if batching.lead is not None else ()
-        fetches = {
-            one.start.key for one in awaited if one.start is not None
-        }  # they wait for blocks, and for nobody
+        # They wait for blocks, and for nobody.
+        fetches = {waiting.start.key for one in awaited for waiting in one.waiting}
         waits = [
             key
             for generation in held.values()

@@ -140,13 +140,9 @@ class Leaving:
     @classmethod
     def taken(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
         """These are nobody else's until they are given back."""
-        lead.scheduler.blocks.share([block for _, block in blocks])
-        return cls.shared(lead, blocks)
-
-    @classmethod
-    def shared(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
-        """The same of blocks that are shared for it already."""
-        behind = lead.scheduler.blocks.named_by([block for _, block in blocks])
+        places, allocator = [block for _, block in blocks], lead.scheduler.blocks
+        allocator.share(places)
+        behind = allocator.named_by(places)
         return cls(blocks, next(lead.numbers), scheduler=lead.scheduler, behind=behind)
 
     @property
@@ -274,8 +270,8 @@ class Batching:
         if self.lead is None:
             yield Leaving(())
             return
-        found = self.lead.scheduler.take_offered(names)
-        leaving = Leaving.shared(self.lead, tuple(zip(names, found, strict=False)))
+        found = self.lead.scheduler.offerable(names)
+        leaving = Leaving.taken(self.lead, tuple(zip(names, found, strict=False)))
         try:
             yield leaving
         finally:

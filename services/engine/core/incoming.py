@@ -199,7 +199,7 @@ class Incoming:
             self._scheduler.give_beginning(one.there, (), ())
             self._unanswered[number] = [block for _, block in one.fetch.blocks]
         else:
-            names = one.fetch.names[:count]
+            names = [name for name, _ in one.fetch.blocks[:count]]
             fresh = [block for _, block in one.fetch.blocks]
             self._scheduler.give_beginning(one.there, fresh, names)
             if one.ahead:

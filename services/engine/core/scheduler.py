@@ -247,17 +247,15 @@ class Scheduler:
         self._blocks.share(found)
         return found
 
-    def take_offered(self, names: Sequence[bytes]) -> list[int]:
-        """The same, to be copied for others: as far as a block is left to each that runs."""
-        found, spare = self._blocks.find(names), self._spare
-        taken, idle = list[int](), 0
-        for block in found:
-            idle += self._blocks.idle_among((block,))
-            if idle > spare:
+    def offerable(self, names: Sequence[bytes]) -> list[int]:
+        """Those that may be taken to be copied for others: a block is left to each that runs."""
+        offered, spare = list[int](), self._spare
+        for block in self._blocks.find(names):
+            spare -= self._blocks.idle_among((block,))
+            if spare < 0:
                 break
-            taken.append(block)
-        self._blocks.share(taken)
-        return taken
+            offered.append(block)
+        return offered
 
     def take_free(self, names: Sequence[bytes]) -> list[int]:
         """A block for each of these, or for as many as there are: one is left to each that runs."""
