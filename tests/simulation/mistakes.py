@@ -728,8 +728,8 @@ MISTAKES = (
     Mistake(
         "who stops takes those along that wait with it",
         INCOMING,
-        "            if not (left or one.told):\n",
-        "            one.waiting = []\n            if not one.told:\n",
+        "            one.waiting = left\n",
+        "            one.waiting = left = []\n",
         PREFIXES,
     ),
     Mistake(
