@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from services.common.errors import FailedPrecondition
 from services.common.exchange import KvSource
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Due, Leaving
+from services.engine.core.batching import Batching, Due
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
 from services.engine.core.incoming import KvFetch, names_of
+from services.engine.core.lead import Leaving
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import MAX_NAMES

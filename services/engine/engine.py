@@ -21,9 +21,9 @@ from services.common.notices import NoticeKind
 from services.common.numerics import pipeline_class
 from services.engine.backend import Sampled
 from services.engine.compute import Compute
-from services.engine.core.batching import lead_of
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout
+from services.engine.core.lead import lead_of
 from services.engine.core.prefix_fetching import PrefixFetching, PrefixSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.core.throttle import Throttle

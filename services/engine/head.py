@@ -28,8 +28,9 @@ from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.block_moves import BlockMoves
 from services.engine.core.actions import Action
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
+from services.engine.core.lead import Lead
 from services.engine.core.prefix_log import UNTOLD
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters

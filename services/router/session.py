@@ -170,8 +170,8 @@ class Session:
         first_token: Callable[[], object] = _nothing,
         holder: PrefixHolder | None = None,
     ) -> None:
-        """A new generation, on this head, or on one that the controller names; `first_token` is
-        called when that is here. The `holder` has more of its prompt than that head."""
+        """A new generation, on this head, whose prompt the `holder` has more of, or on one that the
+        controller names; `first_token` is called when that is here."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
         self._tenants.asked(self.request.tenant)

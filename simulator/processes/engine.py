@@ -25,12 +25,13 @@ from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, Leaving, lead_of
+from services.engine.core.batching import Batching, Due
 from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
 from services.engine.core.incoming import KvFetch, NamedBlock, names_of
+from services.engine.core.lead import Leaving, lead_of
 from services.engine.core.prefix_fetching import PrefixFetching
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER

@@ -27,6 +27,7 @@ SHARING = "services/engine/core/sharing.py"
 PREFIX = "services/common/prefix.py"
 ENTRY = "services/controller/core/ledger/entry.py"
 BATCHING = "services/engine/core/batching.py"
+LEAD = "services/engine/core/lead.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
 DEALER = "services/controller/core/cluster/dealer.py"
@@ -635,21 +636,21 @@ MISTAKES = (
     ),
     Mistake(
         "blocks are given away while they are copied",
-        BATCHING,
+        LEAD,
         "        allocator.share(places)\n",
         "",
         SPLITS,
     ),
     Mistake(
         "blocks that go ahead are given away while they are copied",
-        BATCHING,
+        LEAD,
         "        allocator.share(places)\n",
         "",
         AHEAD,
     ),
     Mistake(
         "blocks are kept before the step is back that brings what they hold",
-        BATCHING,
+        LEAD,
         "self.scheduler is None or self.scheduler.is_back(self.behind)",
         "True",
         AHEAD,
@@ -684,7 +685,7 @@ MISTAKES = (
     ),
     Mistake(
         "what a silent stage may copy yet is given to another",
-        BATCHING,
+        LEAD,
         "        if not self.busy and self.scheduler",
         "        if self.scheduler",
         AHEAD,
@@ -748,7 +749,7 @@ MISTAKES = (
     ),
     Mistake(
         "blocks that are offered are given away while they are copied",
-        BATCHING,
+        LEAD,
         "        allocator.share(places)\n",
         "",
         PREFIXES,

@@ -33,9 +33,10 @@ from services.controller.core.ledger.records import (
 )
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Leaving
+from services.engine.core.batching import Batching
 from services.engine.core.held import Life
 from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.lead import Leaving
 from services.engine.core.scheduler import Step
 from services.engine.core.sequence import BatchedSequence
 from services.router.core.follower import Follower

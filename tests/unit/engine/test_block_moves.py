@@ -30,10 +30,11 @@ from services.engine.block_moves import (
 )
 from services.engine.core import incoming
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Lead
+from services.engine.core.batching import Batching
 from services.engine.core.copying import LAST_BLOCKS, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds

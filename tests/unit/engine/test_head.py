@@ -34,9 +34,9 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
-from services.engine.core.batching import Lead
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds

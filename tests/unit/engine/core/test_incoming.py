@@ -18,10 +18,11 @@ from services.common.generation import (
 from services.common.prefix import chain_of
 from services.engine.backend import Sampled
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.incoming import KvFetch
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.prefix_fetching import PrefixFetching, PrefixSettings
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step
