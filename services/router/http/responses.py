@@ -260,6 +260,9 @@ class Events:
             return self._events.ended(FinishReason.GRAMMAR)
         return b"" if session.error is None else self._events.error(fields_of(session.error))
 
+    def tells_end_of(self, session: Session) -> bool:
+        return session.stuck
+
     def whole(self) -> dict[str, Any]:
         """The response, as far as its events were asked for."""
         return self._events.whole()

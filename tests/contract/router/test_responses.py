@@ -155,6 +155,20 @@ async def test_an_events_id_is_taken_back_and_names_the_ids(
             assert answer.json()["error"]["param"] == "last_event_id"
 
 
+async def test_who_has_all_ids_of_a_stuck_response_is_told_its_end(
+    http: httpx.AsyncClient, mesh: FakeMesh
+) -> None:
+    mesh.stuck_at = 5
+    whole = await http.post("/v1/responses", json={**ASKED, "stream": True})
+    events = [f"{event}\n\n" for event in whole.text.split("\n\n")[:-1]]
+    assert "event: response.failed\n" in events[-1]
+    places = [re.findall(r"^id: (.*)$", event, re.MULTILINE)[0] for event in events]
+    url = f"/v1/responses/resp_{whole.headers['x-generation-id']}?stream=true"
+    for number, place in enumerate(places):
+        rest = await http.get(url, headers={"last-event-id": place})
+        assert (rest.status_code, rest.text) == (200, "".join(events[number + 1 :]))
+
+
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 CALLED = (
     "I look.\n"
