@@ -166,8 +166,7 @@ class Session:
     def begin(
         self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
     ) -> None:
-        """A new generation, on this head, or on one that the controller names; `first_token` is
-        called when that is here."""
+        """A new generation, on this head or one that the controller names."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
         self._perform(self._follower.begin(route, self._clock()))
@@ -215,28 +214,34 @@ class Session:
             self.wake.clear()
 
     async def end_kept(self) -> None:
-        """Of what is kept for long and has ended well: returns when the journal knows that, so that
-        whoever was told finds it so; or after `resume_timeout_s`, for a controller that is away
-        withholds no answer."""
+        """Of what is kept for long and has ended well: returns when the journal knows that, or has
+        heard of a cancel before, so that whoever was told finds it so; or after `resume_timeout_s`,
+        for a controller that is away withholds no answer."""
         terms, ended_well = self.request.response, self.error is None or self.stuck
         if terms is None or not (terms.store and ended_well):
             return
         pause_s = END_LOOK_S
         with suppress(TimeoutError):
             async with asyncio.timeout(self._follower.settings.resume_timeout_s):
-                while await self._is_open():
+                while (state := await self._kept_state()) is GenerationState.OPEN:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, END_LOOK_MAX_S)
+                if state is GenerationState.CANCELLED:
+                    self._reading.overrule(Cancelled("the generation was cancelled"))
 
-    async def _is_open(self) -> bool:
-        """The journal knows no end of it, or cannot be asked. What was deleted meanwhile is not."""
+    async def _kept_state(self) -> GenerationState:
+        """By the journal; open where that cannot be asked. What was deleted meanwhile has ended."""
         try:
-            view = await self._controller.generation(self.generation_id)
+            return (await self._controller.generation(self.generation_id)).state
         except NotFound:
-            return False
+            return GenerationState.FINISHED
         except ShuntError:
-            return True
-        return view.state is GenerationState.OPEN
+            return GenerationState.OPEN
+
+    @property
+    def overruled(self) -> bool:
+        """It has not ended as its ids say."""
+        return self._reading.overruled
 
     def read_for_nobody(self) -> None:
         """It has no client, and reads so that the generation runs on; any client that comes to read

@@ -121,6 +121,21 @@ async def test_a_stream_whose_end_waits_for_the_journal_is_not_silent(mesh: Fake
     assert "event: response.completed" in rest
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_completed(
+    mesh: FakeMesh, http: httpx.AsyncClient, streamed: bool
+) -> None:
+    mesh.journal_lag = 1
+    asking = asyncio.create_task(http.post("/v1/responses", json={**ASKED, "stream": streamed}))
+    await until(lambda: sum(mesh.looked.values()) >= 2)
+    (name,) = mesh.journal
+    answer = await http.post(f"/v1/responses/resp_{name}/cancel")
+    assert answer.json()["status"] == "cancelled"
+    told = await asking
+    assert "completed" not in told.text
+    assert "cancelled" in told.text
+
+
 async def _answered(client: openai.AsyncOpenAI, *, streamed: bool) -> str:
     if not streamed:
         return (await client.responses.create(**ASKED)).id
