@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from opentelemetry import trace
@@ -14,14 +14,13 @@ from opentelemetry import trace
 from services.common.errors import (
     Cancelled,
     FailedPrecondition,
-    NotFound,
     OutOfRange,
     ResourceExhausted,
     ShuntError,
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Closed, GenerationState, GenerationView, Route
+from services.common.exchange import Closed, GenerationState, GenerationView, PrefixHolder, Route
 from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
@@ -40,13 +39,11 @@ from services.router.core.latencies import Latencies
 from services.router.core.reading import Reading
 from services.router.core.transcript import Transcript
 from services.router.heads import Heads
+from services.router.kept_end import kept_end
 from services.router.metrics import TenantSeries
 from services.router.pipelines import PipelineTable
 
 _log = logging.getLogger(__name__)
-END_LOOK_S = 0.005
-"""A head tells the journal of an end when it tells its reader."""
-END_LOOK_MAX_S = 0.1
 
 _READERS_OWN = (Cancelled, Superseded, FailedPrecondition, OutOfRange)
 """A reader gave up, came back elsewhere, or asked for an event that is none of this stream."""
@@ -164,12 +161,17 @@ class Session:
         return changes
 
     def begin(
-        self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
+        self,
+        route: Route | None,
+        asked_s: float,
+        first_token: Callable[[], object] = _nothing,
+        holder: PrefixHolder | None = None,
     ) -> None:
-        """A new generation, on this head or one that the controller names."""
+        """A new generation, on this head, whose prompt the `holder` has more of, or on one that the
+        controller names; `first_token` is called when that is here."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
-        self._perform(self._follower.begin(route, self._clock()))
+        self._perform(self._follower.begin(route, self._clock(), holder))
 
     def rejoin(self, view: GenerationView) -> None:
         """A generation that another reader began."""
@@ -220,23 +222,10 @@ class Session:
         terms, ended_well = self.request.response, self.error is None or self.stuck
         if terms is None or not (terms.store and ended_well):
             return
-        pause_s = END_LOOK_S
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._follower.settings.resume_timeout_s):
-                while (state := await self._kept_state()) is GenerationState.OPEN:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, END_LOOK_MAX_S)
-                if state is GenerationState.CANCELLED:
-                    self._reading.overrule(Cancelled("the generation was cancelled"))
-
-    async def _kept_state(self) -> GenerationState:
-        """By the journal; open where that cannot be asked. What was deleted meanwhile has ended."""
-        try:
-            return (await self._controller.generation(self.generation_id)).state
-        except NotFound:
-            return GenerationState.FINISHED
-        except ShuntError:
-            return GenerationState.OPEN
+        within_s = self._follower.settings.resume_timeout_s
+        state = await kept_end(self._controller, self.generation_id, within_s)
+        if state is GenerationState.CANCELLED:
+            self._reading.overrule(Cancelled("the generation was cancelled"))
 
     @property
     def overruled(self) -> bool:
