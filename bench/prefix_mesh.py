@@ -3,11 +3,14 @@
 A real mesh of two pipelines of SmolLM2-135M on this machine. Of each length two prompts are read at
 the first pipeline, and then asked of the second one: with word of who has them, and without. Pairs
 alternate in who comes first. Heads are called as a router calls them, so that both go where they
-should; the ids must be equal to those of the first pipeline.
+should; the ids must be equal to those of the first pipeline. Then a stream decodes at the first
+pipeline while prompts are fetched from it, one after another with pauses: tokens a second in those
+times over tokens a second between them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import statistics
@@ -34,6 +37,8 @@ from services.router.wire import route_from
 
 TIMEOUT_S = 120.0
 TOKENS = 8
+DECODED = 1800
+PAUSE_S, FETCHES = 0.5, 4
 FIRST_ID, LAST_ID = 1000, 40000
 """Of made prompts: no special token is among them."""
 
@@ -61,10 +66,17 @@ class Pipelines:
         return tuple(self._random.randrange(FIRST_ID, LAST_ID) for _ in range(length))
 
     async def ask(
-        self, route: Route, prompt: tuple[int, ...], holder: PrefixHolder | None = None
+        self,
+        route: Route,
+        prompt: tuple[int, ...],
+        holder: PrefixHolder | None = None,
+        *,
+        tokens: int = TOKENS,
+        arrivals_s: list[float] | None = None,
     ) -> Answer:
+        """Each token's arrival goes into `arrivals_s`."""
         name = f"prefix-{os.getpid()}-{next(self._names)}"
-        sampling = Sampling(TOKENS, temperature=0.0, ignore_eos=True)
+        sampling = Sampling(tokens, temperature=0.0, ignore_eos=True)
         request = GenerationRequest(name, route.model, prompt, sampling)
         call = GenerateCall(
             request, 1, route.formation_id, (), (0,), reader=name, prefix_holder=holder
@@ -72,18 +84,27 @@ class Pipelines:
         began_s, first_s, ids, cached = time.perf_counter(), 0.0, list[int](), 0
         async with aclosing(self._heads.frames(route, call)) as frames:
             async for frame in frames:
-                if isinstance(frame, Tokens):
-                    first_s = first_s or time.perf_counter() - began_s
-                    ids += [token for span in frame.spans for token in span.ids]
-                    cached = max(cached, *(span.cached_tokens for span in frame.spans))
+                if not isinstance(frame, Tokens):
+                    continue
+                now_s = time.perf_counter()
+                first_s = first_s or now_s - began_s
+                came = [token for span in frame.spans for token in span.ids]
+                cached = max(cached, *(span.cached_tokens for span in frame.spans))
+                ids += came
+                if arrivals_s is not None:
+                    arrivals_s += [now_s] * len(came)
         return Answer(first_s, tuple(ids), cached)
+
+    def held(self, length: int) -> PrefixHolder:
+        """What the first pipeline has of a prompt that it has read."""
+        return PrefixHolder(self.holder.address, self.holder.formation_id, length)
 
     async def pair(self, length: int, *, fetched_first: bool) -> dict[bool, Answer]:
         """By whether it was told who has it."""
         answers = {}
         for told in (True, False) if fetched_first else (False, True):
             prompt = self.prompt(length)
-            holder = PrefixHolder(self.holder.address, self.holder.formation_id, length)
+            holder = self.held(length)
             wanted = await self.ask(self.holder, prompt)
             answers[told] = await self.ask(self.other, prompt, holder if told else None)
             if answers[told].ids != wanted.ids:
@@ -107,9 +128,41 @@ async def figures(lengths: Sequence[int], rounds: int, bytes_per_s: float) -> di
                 before = _filled(await engine_stats(mesh))
                 found = {str(n): await _of_length(pipelines, n, rounds) for n in lengths}
                 filled = _filled(await engine_stats(mesh)) - before
+                decoding = await _decoding(pipelines, max(lengths))
             finally:
                 await pipelines.close()
-    return {"bytes_per_s": bytes_per_s, "filled_blocks": filled, "lengths": found}
+    return {"bytes_per_s": bytes_per_s, "filled_blocks": filled, "lengths": found} | decoding
+
+
+async def _decoding(pipelines: Pipelines, length: int) -> dict[str, Any]:
+    """What a stream at the holder loses while prompts are fetched from it."""
+    prompts = [pipelines.prompt(length) for _ in range(FETCHES)]
+    for prompt in prompts:
+        await pipelines.ask(pipelines.holder, prompt, tokens=1)
+    arrivals_s = list[float]()
+    stream = asyncio.create_task(
+        pipelines.ask(pipelines.holder, pipelines.prompt(50), tokens=DECODED, arrivals_s=arrivals_s)
+    )
+    await meshes.until(lambda: len(arrivals_s) > 20)
+    windows, fetched = list[tuple[float, float]](), 0
+    for prompt in prompts:
+        began_s = time.perf_counter()
+        answer = await pipelines.ask(pipelines.other, prompt, pipelines.held(length), tokens=1)
+        windows.append((began_s, time.perf_counter()))
+        fetched += answer.cached > 0
+        await asyncio.sleep(PAUSE_S)
+    end_s = time.perf_counter()
+    if stream.done():
+        raise AssertionError("the stream ended before the last prompt was fetched")
+    await stream
+    within = sum(any(a <= at < b for a, b in windows) for at in arrivals_s)
+    all_of_it = sum(windows[0][0] <= at < end_s for at in arrivals_s)
+    within_s = sum(b - a for a, b in windows)
+    beside = (all_of_it - within) / (end_s - windows[0][0] - within_s)
+    return {
+        "holder_fetches": fetched,
+        "holder_tokens_per_s_ratio": round(within / within_s / beside, 3),
+    }
 
 
 async def _of_length(pipelines: Pipelines, length: int, rounds: int) -> dict[str, Any]:
@@ -137,6 +190,10 @@ def table(report: Mapping[str, Any]) -> str:
             f"({one['ratio_min']} to {one['ratio_max']}), {one['first_token_s_fetched']} s over "
             f"{one['first_token_s_computed']} s, fetched {one['fetched']} of {one['pairs']} times"
         )
+    lines.append(
+        f"decoding where it is fetched from, {report['holder_fetches']} times: "
+        f"{report['holder_tokens_per_s_ratio']} x as many tokens a second as between"
+    )
     return "\n".join(lines)
 
 

@@ -17,16 +17,22 @@ class Link:
     share of it included: blocks go for a part of the time."""
 
     def __init__(
-        self, unseen_bytes_per_s: float = UNSEEN_BYTES_PER_S, forgotten_s: float = FORGOTTEN_S
+        self,
+        unseen_bytes_per_s: float = UNSEEN_BYTES_PER_S,
+        forgotten_s: float = FORGOTTEN_S,
+        trust_s: float = 0.0,
     ) -> None:
+        """What it gives unseen counts at first as if that had been seen for `trust_s`."""
         self._unseen_bytes_per_s, self._forgotten_s = unseen_bytes_per_s, forgotten_s
+        self._trust_s = trust_s
         self._bytes = self._took_s = 0.0
         self._seen_s: float | None = None
 
     def carried(self, size_bytes: int, took_s: float, now_s: float) -> None:
         """So many bytes went over it."""
         if self._is_old(now_s):
-            self._bytes = self._took_s = 0.0
+            self._took_s = self._trust_s
+            self._bytes = self._trust_s * self._unseen_bytes_per_s
         self._bytes = _FADES * self._bytes + size_bytes
         self._took_s = _FADES * self._took_s + took_s
         self._seen_s = now_s

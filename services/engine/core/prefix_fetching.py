@@ -19,6 +19,8 @@ CALLS_S = 0.05
 """What it takes beside the bytes: to ask, to copy, to answer."""
 AGAIN_S = 30.0
 """A link that seemed too slow is tried again behind so long: nothing else shows what it gives."""
+TRUST_S = 0.5
+"""A first fetch may be slow for what it is the first of: it does not count alone."""
 MISSED_S = 5.0
 """Who let somebody wait in vain is not asked again this soon; one that is dead is out of the routes
 by then."""
@@ -53,7 +55,7 @@ class PrefixFetching:
         """`block_bytes` is what a block of all layers has; 0: blocks go nowhere."""
         self.settings = settings or PrefixSettings()
         self._block_bytes = block_bytes
-        self._link = Link(self.settings.unseen_bytes_per_s, AGAIN_S)
+        self._link = Link(self.settings.unseen_bytes_per_s, AGAIN_S, TRUST_S)
         self._missed: dict[str, float] = {}
         """Until when formations are not asked."""
 

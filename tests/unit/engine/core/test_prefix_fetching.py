@@ -77,7 +77,10 @@ def test_what_came_shows_what_the_link_gives() -> None:
     prefixes = fetching()
     prefixes.came(A, 100_000, 1.9 * CALLS_S, 0.0)
     assert worth(prefixes, 100) is not None, "these were calls rather than bytes"
-    prefixes.came(A, 2_000_000, CALLS_S + 0.2, 1.0)
+    prefixes.came(A, 12_000_000, CALLS_S + 0.2, 1.0)
+    assert worth(prefixes, 100, 1.0) is not None, "one that is slow does not count alone"
+    for _ in range(3):
+        prefixes.came(A, 2_000_000, CALLS_S + 0.4, 1.0)
     assert worth(prefixes, 100, 1.0) is None
     for _ in range(20):
         prefixes.came(A, 20_000_000, CALLS_S + 0.1, 2.0)
@@ -86,7 +89,8 @@ def test_what_came_shows_what_the_link_gives() -> None:
 
 def test_a_link_that_seemed_too_slow_is_tried_again() -> None:
     prefixes = fetching()
-    prefixes.came(A, 2_000_000, 1.0, 0.0)
+    for _ in range(3):
+        prefixes.came(A, 2_000_000, 1.0, 0.0)
     assert worth(prefixes, 100, 0.9 * AGAIN_S) is None
     assert worth(prefixes, 100, AGAIN_S) is not None
 
