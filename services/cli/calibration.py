@@ -146,5 +146,5 @@ def _table(accounts: dict[str, Fidelity]) -> Table:
         table.add_row(name, "tokens/s", recorded, other, f"{account.throughput_bias:+.1%}")
         table.add_row(name, "moved", *map(str, account.moved))
         if account.computed_bias:
-            table.add_row(name, "steps, by the profile", "", "", f"{account.computed_bias:+.1%}")
+            table.add_row(name, "computing", "", "", f"{account.computed_bias:+.1%}")
     return table
