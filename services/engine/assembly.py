@@ -16,6 +16,7 @@ from services.engine.compute import Compute
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.memory import Memory
+from services.engine.core.resting import AheadSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
@@ -97,7 +98,8 @@ def assemble(
         yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
-    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s, settings.kv_ahead_share)
+    ahead = AheadSettings(settings.kv_ahead_share, settings.kv_ahead_slows)
+    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s, ahead)
     generations = Generations(incarnation, head_settings)
     batches = SchedulerSettings(
         settings.token_budget,
