@@ -21,7 +21,7 @@ from services.common.errors import (
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Closed, GenerationState, GenerationView, Route
+from services.common.exchange import Closed, GenerationState, GenerationView, PrefixHolder, Route
 from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
@@ -164,14 +164,17 @@ class Session:
         return changes
 
     def begin(
-        self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
+        self,
+        route: Route | None,
+        asked_s: float,
+        first_token: Callable[[], object] = _nothing,
+        holder: PrefixHolder | None = None,
     ) -> None:
-        """A new generation, on this head, or on one that the controller names; `first_token` is
-        called when that is here."""
+        """A new generation, on this head, whose prompt the `holder` has more of, or on one that the
+        controller names; `first_token` is called when that is here."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
-        self._tenants.asked(self.request.tenant)
-        self._perform(self._follower.begin(route, self._clock()))
+        self._perform(self._follower.begin(route, self._clock(), holder))
 
     def rejoin(self, view: GenerationView) -> None:
         """A generation that another reader began."""
@@ -309,9 +312,8 @@ class Session:
                 self._ended()
 
     def _delivered(self, action: Deliver) -> None:
-        metrics.TOKENS.labels(self.model_id).inc(
-            sum(gain.end - gain.start for gain in action.gains)
-        )
+        tokens = sum(gain.end - gain.start for gain in action.gains)
+        metrics.of_model(self.model_id).tokens.inc(tokens)
         first_token, self._first_token = self._first_token, _nothing
         first_token()
         self.wake.set()
