@@ -32,6 +32,8 @@ class Reading:
         self.ended = False
         self.error: ShuntError | None = None
         """Set with `ended`, when it did not end well."""
+        self.overruled = False
+        """It has not ended as its ids say."""
         self.writing = False
         """The edge waits for its client to take something."""
         self._balancer = balancer
@@ -68,6 +70,10 @@ class Reading:
     def fail(self, error: ShuntError) -> list[Action]:
         """Ends this reader; the generation stays resumable."""
         return [] if self.ended else self.perform([*self.follower.detach(), End(error)])
+
+    def overrule(self, error: ShuntError) -> None:
+        """What ended well by its ids has not, for those that keep it."""
+        self.overruled, self.error = True, error
 
     def close(self, *, resumable: bool) -> list[Action]:
         """The client is gone. A generation that it can resume goes on, and parks when nobody comes
