@@ -16,8 +16,10 @@ class Link:
     """As a controller knows that of its mesh, or a head that of its formation to others; engines'
     share of it included: blocks go for a part of the time."""
 
-    def __init__(self, unseen_bytes_per_s: float = UNSEEN_BYTES_PER_S) -> None:
-        self._unseen_bytes_per_s = unseen_bytes_per_s
+    def __init__(
+        self, unseen_bytes_per_s: float = UNSEEN_BYTES_PER_S, forgotten_s: float = FORGOTTEN_S
+    ) -> None:
+        self._unseen_bytes_per_s, self._forgotten_s = unseen_bytes_per_s, forgotten_s
         self._bytes = self._took_s = 0.0
         self._seen_s: float | None = None
 
@@ -36,4 +38,4 @@ class Link:
         return self._bytes / self._took_s
 
     def _is_old(self, now_s: float) -> bool:
-        return self._seen_s is None or now_s - self._seen_s >= FORGOTTEN_S
+        return self._seen_s is None or now_s - self._seen_s >= self._forgotten_s

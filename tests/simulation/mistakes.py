@@ -732,6 +732,7 @@ MISTAKES = (
         "            one.waiting = left\n",
         "            one.waiting = left = []\n",
         PREFIXES,
+        first=20,
     ),
     Mistake(
         "one of those that wait for a fetch starts",

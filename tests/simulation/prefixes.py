@@ -26,7 +26,9 @@ BEGINNINGS = 2
 LENGTHS = (140, 180, 260)
 ENDS = (1, 20, 60)
 TOKENS = (2, 40, 60)
-CANCELLED = 0.2
+TWINS, TWIN_S = 0.4, 0.05
+"""Share of them that ask twice, and how soon."""
+CANCELLED, SOON_S = 0.3, 0.3
 SALTED = 0.2
 
 
@@ -66,12 +68,16 @@ class PrefixSchedule(CopyingSchedule):
                 choices=random.choice((1, 1, 2)),
                 cache_salt="a" if random.random() < SALTED else "",
             )
-            self.world.clock.after(SPREAD_S * random.random(), self._come, request)
+            at_s = SPREAD_S * random.random()
+            self.world.clock.after(at_s, self._come, request)
+            if random.random() < TWINS:
+                twin = replace(request, generation_id=f"{request.generation_id}-twin")
+                self.world.clock.after(at_s + TWIN_S * random.random(), self._come, twin)
 
     def _come(self, request: GenerationRequest) -> None:
         client = self.world.ask(request)
         if self._prefixes.random() < CANCELLED:
-            self.world.clock.after(0.6 * self._prefixes.random(), client.cancel)
+            self.world.clock.after(SOON_S * self._prefixes.random(), client.cancel)
 
 
 def happened(schedule: PrefixSchedule) -> Counter[str]:

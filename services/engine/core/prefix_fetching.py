@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.common.exchange import PrefixHolder
-from services.common.link import LEAST_S, UNSEEN_BYTES_PER_S, Link
+from services.common.link import UNSEEN_BYTES_PER_S, Link
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.scheduler import Scheduler
 
 CALLS_S = 0.05
 """What it takes beside the bytes: to ask, to copy, to answer."""
+AGAIN_S = 30.0
+"""A link that seemed too slow is tried again behind so long: nothing else shows what it gives."""
 MISSED_S = 5.0
 """Who let somebody wait in vain is not asked again this soon; one that is dead is out of the routes
 by then."""
@@ -51,7 +53,7 @@ class PrefixFetching:
         """`block_bytes` is what a block of all layers has; 0: blocks go nowhere."""
         self.settings = settings or PrefixSettings()
         self._block_bytes = block_bytes
-        self._link = Link(self.settings.unseen_bytes_per_s)
+        self._link = Link(self.settings.unseen_bytes_per_s, AGAIN_S)
         self._missed: dict[str, float] = {}
         """Until when formations are not asked."""
 
@@ -74,8 +76,8 @@ class PrefixFetching:
 
     def came(self, holder: PrefixHolder, size_bytes: int, took_s: float, now_s: float) -> None:
         """So many bytes came of a fetch in that time; 0: nothing did."""
-        if size_bytes and took_s >= LEAST_S:
-            self._link.carried(size_bytes, took_s, now_s)
+        if size_bytes and took_s >= 2 * CALLS_S:  # from less nothing follows: it was calls
+            self._link.carried(size_bytes, took_s - CALLS_S, now_s)
         if not size_bytes and took_s >= CALLS_S:
             self._missed[holder.formation_id] = now_s + MISSED_S
 

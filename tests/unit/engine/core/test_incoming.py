@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from dataclasses import replace
 from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.common.exchange import GenerateCall, KvMember, KvSource, PrefixHolder
 from services.common.generation import (
@@ -17,11 +21,11 @@ from services.common.generation import (
 )
 from services.common.prefix import chain_of
 from services.engine.backend import Sampled
-from services.engine.core.actions import SequenceKey
+from services.engine.core.actions import SequenceKey, StartSequence
 from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
-from services.engine.core.incoming import KvFetch
+from services.engine.core.incoming import Incoming, KvFetch
 from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.prefix_fetching import PrefixFetching, PrefixSettings
@@ -462,3 +466,78 @@ def test_an_offer_leaves_a_block_to_each_that_runs() -> None:
     with batching.offered(NAMES) as leaving:
         assert len(leaving.blocks) == 30
     scheduler_of(batching).give_beginning((), taken, ())
+
+
+LENGTHS = [160, 320, 641]
+
+
+class Beginnings(RuleBasedStateMachine):
+    """Sequences that begin alike or do not come, are stopped, and what they wait for comes, in part
+    or not at all: each starts once, unless it was stopped, and no block is left taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(SchedulerSettings(max_drafts=0), 90, 2)
+        self.scheduler.step_cost.observe(10, 0.1)
+        prefixes = PrefixFetching(PrefixSettings(60.0, 2, 1e6), 10_000)
+        self.incoming = Incoming(self.scheduler, itertools.count(1), prefixes)
+        self.now_s, self.names = 0.0, itertools.count()
+        self.waiting = set[SequenceKey]()
+        self.fetches = dict[int, KvFetch]()
+        self.silent = list[int]()
+
+    @rule(
+        first=st.integers(0, 2), length=st.sampled_from([160, 320, 641]), choices=st.integers(1, 2)
+    )
+    def comes(self, first: int, length: int, choices: int) -> None:
+        prompt = tuple((first + i) % 999 for i in range(length))
+        name = str(next(self.names))
+        request = GenerationRequest(name, MODEL, prompt, Sampling(4), choices)
+        for choice in range(choices):
+            key = SequenceKey(name, 1, choice)
+            start = StartSequence(key, request, (), holder=HOLDER)
+            if self.incoming.holds_back(start, self.now_s):
+                self.waiting.add(key)
+        self._due()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def stops(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.waiting, key=str)))
+        self.incoming.stop(key)
+        self.waiting.remove(key)
+
+    @precondition(lambda self: self.fetches)
+    @rule(data=st.data(), took_s=st.sampled_from([0.01, 1.0]))
+    def comes_back(self, data: st.DataObject, took_s: float) -> None:
+        number = data.draw(st.sampled_from(sorted(self.fetches)))
+        fetch = self.fetches.pop(number)
+        count = data.draw(st.none() | st.integers(0, len(fetch.blocks)))
+        started = [start.key for start, _ in self.incoming.fetched(number, count)]
+        assert len(set(started)) == len(started)
+        assert self.waiting.issuperset(started)
+        self.waiting.difference_update(started)
+        if count is None:
+            self.silent.append(number)
+
+    @precondition(lambda self: self.silent)
+    @rule()
+    def stage_answers(self) -> None:
+        self.incoming.ended(self.silent.pop())
+
+    def _due(self) -> None:
+        for fetch in self.incoming.due():
+            assert fetch.number not in self.fetches
+            self.fetches[fetch.number] = fetch
+
+    @invariant()
+    def whoever_waits_waits_for_something(self) -> None:
+        assert len(self.fetches) <= 2
+        assert self.fetches or not self.waiting
+        blocks = [block for fetch in self.fetches.values() for _, block in fetch.blocks]
+        assert len(set(blocks)) == len(blocks)
+        if not (self.fetches or self.silent):
+            assert self.scheduler.used_blocks == 0
+
+
+TestBeginnings = Beginnings.TestCase

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from services.common.exchange import PrefixHolder
 from services.engine.core.prefix_fetching import (
+    AGAIN_S,
     CALLS_S,
     MISSED_S,
     PrefixFetching,
@@ -74,13 +75,20 @@ def test_before_any_step_and_where_blocks_go_nowhere_it_is_computed() -> None:
 
 def test_what_came_shows_what_the_link_gives() -> None:
     prefixes = fetching()
-    prefixes.came(A, 2_000_000, 0.2, 0.0)
-    assert worth(prefixes, 100) is None
-    prefixes.came(A, 100_000, 0.001, 0.0)  # calls rather than bytes
-    assert worth(prefixes, 100) is None
+    prefixes.came(A, 100_000, 1.9 * CALLS_S, 0.0)
+    assert worth(prefixes, 100) is not None, "these were calls rather than bytes"
+    prefixes.came(A, 2_000_000, CALLS_S + 0.2, 1.0)
+    assert worth(prefixes, 100, 1.0) is None
     for _ in range(20):
-        prefixes.came(A, 20_000_000, 0.1, 0.0)
-    assert worth(prefixes, 100) is not None
+        prefixes.came(A, 20_000_000, CALLS_S + 0.1, 2.0)
+    assert worth(prefixes, 100, 2.0) is not None
+
+
+def test_a_link_that_seemed_too_slow_is_tried_again() -> None:
+    prefixes = fetching()
+    prefixes.came(A, 2_000_000, 1.0, 0.0)
+    assert worth(prefixes, 100, 0.9 * AGAIN_S) is None
+    assert worth(prefixes, 100, AGAIN_S) is not None
 
 
 def test_who_lets_somebody_wait_in_vain_is_not_asked_again_for_a_while() -> None:
