@@ -223,7 +223,8 @@ class Session:
         if terms is None or not (terms.store and ended_well):
             return
         within_s = self._follower.settings.resume_timeout_s
-        state = await kept_end(self._controller, self.generation_id, within_s)
+        asked = self._controller, self.generation_id, self._reading.left_alone
+        state = await kept_end(*asked, within_s)
         if state is GenerationState.CANCELLED:
             self._reading.overrule(Cancelled("the generation was cancelled"))
 

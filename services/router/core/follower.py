@@ -342,20 +342,27 @@ class Follower:
         self._question += 1
         self._asking = True
         self._ask_at_s = None
-        held = tuple(
-            run.span(index, 0, None, self._finish[index])
-            for index, run in enumerate(self.runs)
-            if len(run) or self._finish[index] is not None
-        )
         left = self.route.formation_id if self.route is not None and self._reason else ""
         name, epoch, request = self.request.generation_id, self.epoch, self.request
         unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
         if self._is_reached(now_s):
             unheard_s = min(unheard_s, self._all_silent_s)
         question = ResumeQuestion(
-            name, epoch, request, held, left, self._reason, unheard_s, self._handed_on
+            name, epoch, request, self._held(), left, self._reason, unheard_s, self._handed_on
         )
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
+
+    def _held(self) -> tuple[TokenSpan, ...]:
+        return tuple(
+            run.span(index, 0, None, self._finish[index])
+            for index, run in enumerate(self.runs)
+            if len(run) or self._finish[index] is not None
+        )
+
+    def last_question(self) -> ResumeQuestion:
+        """Of a generation that has ended: has the controller keep what this reader holds of it,
+        where its head is gone before it told the journal."""
+        return ResumeQuestion(self.request.generation_id, self.epoch, self.request, self._held())
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
         """The controller's answer."""

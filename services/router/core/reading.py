@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.common.errors import DataLoss, ResourceExhausted, ShuntError
-from services.common.exchange import Frame, GenerationView
+from services.common.exchange import Frame, GenerationView, ResumeQuestion
 from services.router.core.actions import Action, AskResume, CloseStream, Deliver, End, OpenStream
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
@@ -70,6 +70,14 @@ class Reading:
     def fail(self, error: ShuntError) -> list[Action]:
         """Ends this reader; the generation stays resumable."""
         return [] if self.ended else self.perform([*self.follower.detach(), End(error)])
+
+    def left_alone(self) -> ResumeQuestion | None:
+        """Its last head serves no more: what has the controller keep the end that it told; None
+        while the head can tell it itself."""
+        route = self.follower.route
+        if route is None or self._balancer.serves(route.formation_id):
+            return None
+        return self.follower.last_question()
 
     def overrule(self, error: ShuntError) -> None:
         """What ended well by its ids has not, for those that keep it."""

@@ -122,6 +122,28 @@ async def test_a_stream_whose_end_waits_for_the_journal_is_not_silent(mesh: Fake
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+async def test_an_end_that_a_head_took_with_it_is_kept_by_its_reader(
+    mesh: FakeMesh, streamed: bool
+) -> None:
+    mesh.journal_lag = 1
+    async with (
+        mesh.router(resume_timeout_s=600.0) as router,
+        httpx.AsyncClient(timeout=60, base_url=f"http://127.0.0.1:{router.http_port}") as http,
+    ):
+        await until(lambda: router.router.ready)
+        asked = {**ASKED, "stream": streamed}
+        asking = asyncio.create_task(http.post("/v1/responses", json=asked))
+        await until(lambda: sum(mesh.looked.values()) >= 2)
+        ((name, entry),) = mesh.journal.items()
+        entry.ids[0].pop()
+        mesh.journal_lag = 0
+        await mesh.kill(entry.head)
+        assert '"completed"' in (await asking).text
+        kept = await http.get(f"/v1/responses/resp_{name}")
+    assert kept.json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_completed(
     mesh: FakeMesh, http: httpx.AsyncClient, streamed: bool
 ) -> None:
