@@ -21,7 +21,7 @@ from services.common.generation import GenerationRequest, Sampling
 from services.engine.core.prefix_fetching import PrefixSettings
 from simulator.environment.settings import MODEL, SimulationSettings
 
-FROM_S, CROWDS, BETWEEN_S, SPREAD_S = 1.2, 8, 0.9, 1.2
+FROM_S, CROWDS, BETWEEN_S, SPREAD_S = 1.2, 6, 0.9, 1.2
 BEGINNINGS = 2
 LENGTHS = (140, 180, 260)
 ENDS = (1, 20, 60)
