@@ -19,7 +19,7 @@ from services.common.exchange import KvMember, KvSource
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
-from services.engine.core.incoming import KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import Fetched, KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import MAX_NAMES
@@ -95,9 +95,8 @@ class KvMoves(Protocol):
         its first on."""
         ...
 
-    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
-        """How many blocks, from the first on, every stage has filled; None: some stage did not
-        answer, and may fill them yet."""
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Fetched:
+        """What the stages have filled."""
         ...
 
     async def end(self, formation: FormationPart, number: int) -> bool:
@@ -441,14 +440,14 @@ class BlockMoves:
         return False
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
-        count = None
+        fetched = Fetched(None)
         try:
-            count = await self._kv.fetch(formation, fetch)
+            fetched = await self._kv.fetch(formation, fetch)
         except Exception:  # whoever waits for the blocks starts without them
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._headed():
-            self._do(self._batching.fetched(fetch, count, self._clock()))
-        if count is None and await self._ended(formation, fetch.number):
+            self._do(self._batching.fetched(fetch, fetched, self._clock()))
+        if fetched.count is None and await self._ended(formation, fetch.number):
             self._do(self._batching.ended(fetch, self._clock()))
 
     @property

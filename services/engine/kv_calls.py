@@ -16,10 +16,11 @@ from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
 from services.engine.block_moves import Stored
 from services.engine.core.copying import Heir
-from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.incoming import Fetched, KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
-from services.engine.kv_exchange import KvExchange, Wanted
+from services.engine.kv_exchange import KvExchange
+from services.engine.kv_gatherer import Wanted
 from services.engine.kv_wire import blocks_to, layers_to, layout_to, piece_from, read_to
 from services.engine.peers import Peers
 
@@ -140,18 +141,21 @@ class KvCalls:
             return ()
         return said.cached
 
-    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
-        """How many blocks, from the first on, every stage has filled; None: some stage did not
-        answer, and may fill them yet."""
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Fetched:
+        """What the stages have filled."""
         limit_s = fetch.source.fetch_s or self._fetch_s
+        rounded = False
 
         async def here() -> int:
+            nonlocal rounded
             filled = await self._exchange.fetch(
                 formation, fetch.number, fetch.source, fetch.blocks, limit_s
             )
+            rounded = rounded or filled.rounded
             return filled.blocks
 
         async def there(member: Member) -> int:
+            nonlocal rounded
             async with self._peers.to(member.address) as channel:
                 request = engine_pb2.FetchKvRequest(
                     formation_id=formation.id,
@@ -162,9 +166,10 @@ class KvCalls:
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.FetchKv(request, timeout=limit_s + ANSWER_S)
+                rounded = rounded or said.rounded
                 return said.filled
 
-        return _least(await self._of_all(formation, here, there))
+        return Fetched(_least(await self._of_all(formation, here, there)), rounded)
 
     async def end(self, formation: FormationPart, number: int) -> bool:
         """No stage does anything to blocks any more for this number; False: one did not say so."""

@@ -153,7 +153,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         filled = await self._engine.kv.fetch(
             formation, request.number, source, blocks, kv_wire.limit_from(request.limit_s)
         )
-        return engine_pb2.FetchKvResponse(filled=filled.blocks, fetched_bytes=filled.fetched_bytes)
+        return engine_pb2.FetchKvResponse(
+            filled=filled.blocks, fetched_bytes=filled.fetched_bytes, rounded=filled.rounded
+        )
 
     async def EndKv(
         self, request: engine_pb2.EndKvRequest, context: Context

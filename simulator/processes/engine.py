@@ -23,6 +23,7 @@ from services.common.exchange import (
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
+from services.common.prefix import owner_of
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving, lead_of
@@ -30,14 +31,14 @@ from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
-from services.engine.core.incoming import KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import Fetched, KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.environment.settings import LAYER_BYTES
 from simulator.processes.holdings import Hold, Holdings, Stage
-from simulator.processes.stages import SimulatedStages, facts_of
+from simulator.processes.stages import SimulatedStages, facts_of, rounded
 
 TICK_S = 0.1
 FETCH_S = 0.1
@@ -48,6 +49,8 @@ ROUND_BLOCKS = 3
 ROUND_FAILS = 0.15
 """Share of the rounds that some stage does not answer."""
 AT_BLOCK_ENDS_S = 0.3
+ROUNDED = 0.3
+"""Share of those blocks that come rounded, of what may."""
 PROBE_S = 0.5
 
 
@@ -664,10 +667,10 @@ class SimulatedEngine(Process):
             self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
-            self._do(self.batching.fetched(fetch, None, self.clock.now_s))
+            self._do(self.batching.fetched(fetch, Fetched(None), self.clock.now_s))
             return
-        self._fill(place, fetch.number, there)
-        self._do(self.batching.fetched(fetch, len(there), self.clock.now_s))
+        fetched = Fetched(len(there), self._fill(place, fetch.number, there))
+        self._do(self.batching.fetched(fetch, fetched, self.clock.now_s))
 
     def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
         """The stages say that they write no more."""
@@ -676,17 +679,28 @@ class SimulatedEngine(Process):
             self.monitor.given_up(place.formation_id, fetch.blocks)
             self._do(self.batching.ended(fetch, self.clock.now_s))
 
-    def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
-        """What lies in its place is as it is. Behind the end of a formation nothing is written: the
-        caches may be the next one's."""
+    def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> bool:
+        """What lies in its place is as it is; whether something was rounded, of what may be. Behind
+        the end of a formation nothing is written: the caches may be the next one's."""
         if place is not self.place or place.stages is None or number in place.given_up:
-            return
+            return False
+        before = any(map(place.contents.is_rounded, blocks))
+        narrow = {
+            name
+            for name, _ in blocks
+            if owner_of(name) and self.environment.random.random() < ROUNDED
+        }
         for name, block in blocks:
             if (name, block) in place.contents:
                 self.monitor.holds(name, place.stages.block(block), in_place=True)
-            else:
-                place.stages.fill(block, self.environment.kept_blocks[name])
-                place.contents.written([block])
+                narrow.discard(name)
+                continue
+            held = self.environment.kept_blocks[name]
+            place.stages.fill(block, rounded(held) if name in narrow else held)
+            place.contents.written([block])
+            if name in narrow:
+                place.contents.note_rounded([block])
+        return before or bool(narrow)
 
     def _submit(self, step: Step) -> None:
         """Each stage works one step at a time, all in the same order."""

@@ -14,6 +14,7 @@ from itertools import count
 
 from services.common.exchange import GenerateCall, KvSource, Phase
 from services.common.generation import ModelRef
+from services.common.prefix import owner_of, root_of
 from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
     Action,
@@ -28,7 +29,7 @@ from services.engine.core.actions import (
 )
 from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
-from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import Fetched, Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
@@ -207,17 +208,17 @@ class Batching:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
 
-    def fetched(self, fetch: KvFetch, count: int | None, now_s: float) -> Due:
-        """The first `count` blocks of a fetch of the formation that is led hold what they should,
-        at every stage; None: some stage did not answer."""
+    def fetched(self, fetch: KvFetch, fetched: Fetched, now_s: float) -> Due:
+        """What all stages of the formation that is led have filled of a fetch."""
         lead = self.lead
         if lead is None:
             return Due()
-        starts = lead.incoming.fetched(fetch.number, count)
+        starts = lead.incoming.fetched(fetch.number, fetched)
+        self.generations.rounded(fetched.owners(fetch))
         if starts is None:
             return self.given_back(now_s)
         start, unread = starts
-        if count:
+        if fetched.count:
             self.generations.moved(start.key, "kv")
         due: list[Action] = [start]
         if unread:
@@ -348,6 +349,8 @@ class Batching:
                 elif isinstance(action, StartSequence):
                     begins = True
                     self._queued_s.setdefault(action.key, now_s)
+                    if lead.incoming.came_rounded(action):
+                        self.generations.rounded({owner_of(root_of(action.request))})
                     if lead.incoming.holds_back(action):
                         continue
                     ahead = lead.incoming.came_ahead(action)

@@ -13,11 +13,11 @@ when it starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.exchange import KvSource
-from services.common.prefix import next_hash, root_of
+from services.common.prefix import next_hash, owner_of, root_of
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey, StartSequence
 from services.engine.core.scheduler import Scheduler
@@ -38,6 +38,22 @@ class KvFetch:
     source: KvSource
     blocks: tuple[NamedBlock, ...]
     """Names in order, each with the block that it is to lie in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came of a fetch."""
+
+    count: int | None
+    """So many of the blocks, from the first on, hold what they should, at every stage; None: some
+    stage did not answer, and may fill them yet."""
+    rounded: bool = False
+    """Some of them were rounded on their way, at some stage."""
+
+    def owners(self, fetch: KvFetch) -> set[bytes]:
+        """Whose some of those are that were rounded, if any were."""
+        names = fetch.blocks[: self.count or 0] if self.rounded else ()
+        return {owner for name, _ in names if (owner := owner_of(name))}
 
 
 @dataclass(slots=True)
@@ -79,6 +95,8 @@ class Incoming:
         """Blocks of fetches that some stage has not answered."""
         self._ahead: dict[bytes, None] = {}
         """Names of what came ahead; as many as there are blocks, the latest ones."""
+        self._rounded: dict[bytes, None] = {}
+        """Owners of blocks that came rounded; as many as there are blocks, the latest ones."""
 
     def holds_back(self, start: StartSequence) -> bool:
         """It waits for blocks; False: there are none to wait for, or no room for them."""
@@ -140,12 +158,18 @@ class Incoming:
             one.told = True
         return tuple(one.fetch for one in found)
 
-    def fetched(self, number: int, count: int | None) -> tuple[StartSequence, bool] | None:
-        """The first `count` blocks hold what they should, at every stage; None: some stage did not
-        answer. Returns what starts now, and whether it is unread."""
-        one = self._awaited.pop(number, None)
+    def came_rounded(self, start: StartSequence) -> bool:
+        """Some of its generation's blocks did, and may be there."""
+        return owner_of(root_of(start.request)) in self._rounded
+
+    def fetched(self, number: int, fetched: Fetched) -> tuple[StartSequence, bool] | None:
+        """What the stages have filled of a fetch. Returns what starts now, and whether it is
+        unread."""
+        one, count = self._awaited.pop(number, None), fetched.count
         if one is None:
             return None
+        if fetched.rounded:
+            _note_latest(self._rounded, fetched.owners(one.fetch), self._scheduler.blocks.count)
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
             self._unanswered[number] = [block for _, block in one.fetch.blocks]
@@ -154,7 +178,7 @@ class Incoming:
             fresh = [block for _, block in one.fetch.blocks]
             self._scheduler.give_beginning(one.there, fresh, names)
             if one.start is None:
-                self._note_ahead(names)
+                _note_latest(self._ahead, names, self._scheduler.blocks.count)
         if one.start is None or one.stopped:
             return None
         return replace(one.start, source=None), one.unread
@@ -164,13 +188,6 @@ class Incoming:
         nothing."""
         self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())
 
-    def _note_ahead(self, names: Sequence[bytes]) -> None:
-        for name in names:
-            self._ahead.pop(name, None)
-            self._ahead[name] = None
-        for name in list(self._ahead)[: -self._scheduler.blocks.count]:
-            del self._ahead[name]
-
     def stop(self, key: SequenceKey) -> None:
         """It starts no more; its blocks are given back when the stages have answered."""
         for number, one in list(self._awaited.items()):
@@ -178,10 +195,18 @@ class Incoming:
                 continue
             one.stopped = True
             if not one.told:
-                self.fetched(number, 0)
+                self.fetched(number, Fetched(0))
 
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads it."""
         for one in self._awaited.values():
             if one.start is not None and one.start.key == key:
                 one.unread = unread
+
+
+def _note_latest(noted: dict[bytes, None], names: Iterable[bytes], most: int) -> None:
+    for name in names:
+        noted.pop(name, None)
+        noted[name] = None
+    for name in list(noted)[:-most]:
+        del noted[name]

@@ -36,8 +36,8 @@ class Shelf:
         """A heap: what may go first comes first. What was kept for longer since goes back."""
         self._numbers = count()
         self._last_s = 0.0
-        self._complete: dict[str, tuple[str, float]] = {}
-        """Formations of which nothing more comes: their layouts, and until when that counts."""
+        self._complete: dict[str, tuple[KvLayout, float]] = {}
+        """Formations of which nothing more comes: how their blocks lie, and until when that counts."""
         self.used_bytes = 0
 
     def keeps_for_s(self, now_s: float) -> float:
@@ -82,13 +82,13 @@ class Shelf:
         return True
 
     def complete(
-        self, formation_id: str, layout_name: str, now_s: float, keep_s: float = 0.0
+        self, formation_id: str, layout: KvLayout, now_s: float, keep_s: float = 0.0
     ) -> None:
         """All that will be kept of a formation is; that counts for `keep_s` at least."""
-        self._complete[formation_id] = layout_name, now_s + max(self._keep_s, keep_s)
+        self._complete[formation_id] = layout, now_s + max(self._keep_s, keep_s)
 
-    def layout_of(self, formation_id: str, now_s: float) -> str | None:
-        """The layout's name of a formation of which nothing more comes; None for one that is not
+    def layout_of(self, formation_id: str, now_s: float) -> KvLayout | None:
+        """How blocks of a formation lie of which nothing more comes; None for one that is not
         known, or not any more."""
         self._forget(now_s)
         return self._complete.get(formation_id, (None, 0.0))[0]
