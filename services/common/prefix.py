@@ -4,7 +4,7 @@ A block's keys and values follow from the model, the class of arithmetic and eve
 last. The class is the formation's, in whose memory the block is; the rest goes into the hash. Heads
 and routers name blocks by this one function, so a router knows which head has a prompt's beginning.
 
-Blocks of a generation whose blocks may be rounded on their way are its own: the hash is over its id,
+Blocks of a generation that lets them be rounded on their way are its own: the hash is over its id,
 too, and behind the hash the name says whose they are. No other generation finds one of them, and
 whoever has a name alone knows that its block may be rounded.
 """

@@ -19,7 +19,7 @@ from services.common.exchange import KvMember, KvSource
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching, Due, Leaving
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
-from services.engine.core.incoming import Fetched, KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import MAX_NAMES
@@ -46,6 +46,17 @@ class Stored:
     """All its members keep all of them."""
     full: bool
     """One of them had no room for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came of blocks that all stages were to fill."""
+
+    count: int | None
+    """So many, from the first on, every stage has filled; None: some stage did not answer, and may
+    fill them yet."""
+    rounded: bool = False
+    """Some of them were rounded on their way, at some stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,7 +457,10 @@ class BlockMoves:
         except Exception:  # whoever waits for the blocks starts without them
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._headed():
-            self._do(self._batching.fetched(fetch, fetched, self._clock()))
+            due = self._batching.fetched(
+                fetch, fetched.count, self._clock(), rounded=fetched.rounded
+            )
+            self._do(due)
         if fetched.count is None and await self._ended(formation, fetch.number):
             self._do(self._batching.ended(fetch, self._clock()))
 

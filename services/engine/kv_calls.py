@@ -14,9 +14,9 @@ from services.common.errors import ShuntError
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
-from services.engine.block_moves import Stored
+from services.engine.block_moves import Fetched, Stored
 from services.engine.core.copying import Heir
-from services.engine.core.incoming import Fetched, KvFetch, NamedBlock
+from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import KvExchange

@@ -125,7 +125,7 @@ class KvExchange:
         return [
             index
             for index, name in enumerate(names)
-            if not any([self.shelf.renew(one, name, layers, now_s, keep_s) for one in found])
+            if not any(self.shelf.renew(one, name, layers, now_s, keep_s) for one in found)
         ]
 
     async def offered(

@@ -1,7 +1,7 @@
 """What a process lacks of blocks, as it comes: from its own shelf, and from all who keep some.
 
-Of what may be rounded as much comes rounded as can be. What does not, for whoever was asked does not
-know that layout or cannot round it, is asked for as it was computed.
+Of what may be rounded as much comes rounded as can be. What does not, for whoever was asked does
+not know that layout or cannot round it, is asked for as it was computed.
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
-from services.engine.core.incoming import Fetched, KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import KvFetch, NamedBlock, names_of
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.environment.settings import LAYER_BYTES
 from simulator.processes.holdings import Hold, Holdings, Stage
-from simulator.processes.stages import SimulatedStages, facts_of, rounded
+from simulator.processes.stages import SimulatedStages, facts_of, rounded_block
 
 TICK_S = 0.1
 FETCH_S = 0.1
@@ -667,10 +667,10 @@ class SimulatedEngine(Process):
             self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
-            self._do(self.batching.fetched(fetch, Fetched(None), self.clock.now_s))
+            self._do(self.batching.fetched(fetch, None, self.clock.now_s))
             return
-        fetched = Fetched(len(there), self._fill(place, fetch.number, there))
-        self._do(self.batching.fetched(fetch, fetched, self.clock.now_s))
+        rounded = self._fill(place, fetch.number, there)
+        self._do(self.batching.fetched(fetch, len(there), self.clock.now_s, rounded=rounded))
 
     def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
         """The stages say that they write no more."""
@@ -696,7 +696,7 @@ class SimulatedEngine(Process):
                 narrow.discard(name)
                 continue
             held = self.environment.kept_blocks[name]
-            place.stages.fill(block, rounded(held) if name in narrow else held)
+            place.stages.fill(block, rounded_block(held) if name in narrow else held)
             place.contents.written([block])
             if name in narrow:
                 place.contents.note_rounded([block])

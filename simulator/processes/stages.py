@@ -61,7 +61,7 @@ def contents_of(ids: Sequence[int], first: int = 0) -> list[bytes]:
     return contents[first:]
 
 
-def rounded(held: bytes) -> bytes:
+def rounded_block(held: bytes) -> bytes:
     """A block as it comes where it is rounded on its way: of the same ids, and another one."""
     digest = int.from_bytes(held[BLOCK_BYTES:], "little") ^ ROUNDED
     return held[:BLOCK_BYTES] + digest.to_bytes(DIGEST_BYTES, "little")

@@ -19,8 +19,6 @@ from simulator.processes.client import Client
 
 TOLERANT = 0.7
 """Share of the generations that ask for it."""
-LONGEST = 100
-"""A crowd's prompts are to be read once, or it takes too long."""
 
 
 class RoundingSchedule(CopyingSchedule):
@@ -30,9 +28,11 @@ class RoundingSchedule(CopyingSchedule):
         self._tolerant = Random(f"{seed} tolerant")
         super().__init__(2 * seed)
 
+    def _crowd(self, random: Random, name: str, at_s: float) -> None:
+        """None comes: what is its own is read by each."""
+
     def _ask(self, request: GenerationRequest) -> Client:
-        short = len(request.prompt_ids) <= LONGEST
-        if short and self._tolerant.random() < TOLERANT:
+        if self._tolerant.random() < TOLERANT:
             request = replace(request, sampling=replace(request.sampling, kv_int8=True))
         return super()._ask(request)
 

@@ -29,7 +29,7 @@ from services.engine.core.actions import (
 )
 from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
-from services.engine.core.incoming import Fetched, Incoming, KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
@@ -208,17 +208,21 @@ class Batching:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
 
-    def fetched(self, fetch: KvFetch, fetched: Fetched, now_s: float) -> Due:
-        """What all stages of the formation that is led have filled of a fetch."""
+    def fetched(
+        self, fetch: KvFetch, count: int | None, now_s: float, *, rounded: bool = False
+    ) -> Due:
+        """The first `count` blocks of a fetch of the formation that is led hold what they should,
+        at every stage, some of them `rounded`; None: some stage did not answer."""
         lead = self.lead
         if lead is None:
             return Due()
-        starts = lead.incoming.fetched(fetch.number, fetched)
-        self.generations.rounded(fetched.owners(fetch))
+        starts = lead.incoming.fetched(fetch.number, count, rounded=rounded)
+        if rounded:
+            self.generations.rounded(fetch.owners(count))
         if starts is None:
             return self.given_back(now_s)
         start, unread = starts
-        if fetched.count:
+        if count:
             self.generations.moved(start.key, "kv")
         due: list[Action] = [start]
         if unread:

@@ -39,21 +39,10 @@ class KvFetch:
     blocks: tuple[NamedBlock, ...]
     """Names in order, each with the block that it is to lie in."""
 
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What came of a fetch."""
-
-    count: int | None
-    """So many of the blocks, from the first on, hold what they should, at every stage; None: some
-    stage did not answer, and may fill them yet."""
-    rounded: bool = False
-    """Some of them were rounded on their way, at some stage."""
-
-    def owners(self, fetch: KvFetch) -> set[bytes]:
-        """Whose some of those are that were rounded, if any were."""
-        names = fetch.blocks[: self.count or 0] if self.rounded else ()
-        return {owner for name, _ in names if (owner := owner_of(name))}
+    def owners(self, count: int | None) -> set[bytes]:
+        """Whose own some of the first so many are."""
+        names = (name for name, _ in self.blocks[: count or 0])
+        return {owner for name in names if (owner := owner_of(name))}
 
 
 @dataclass(slots=True)
@@ -162,14 +151,18 @@ class Incoming:
         """Some of its generation's blocks did, and may be there."""
         return owner_of(root_of(start.request)) in self._rounded
 
-    def fetched(self, number: int, fetched: Fetched) -> tuple[StartSequence, bool] | None:
-        """What the stages have filled of a fetch. Returns what starts now, and whether it is
+    def fetched(
+        self, number: int, count: int | None, *, rounded: bool = False
+    ) -> tuple[StartSequence, bool] | None:
+        """The first `count` blocks hold what they should, at every stage; None: some stage did not
+        answer. Some of what may be was `rounded`. Returns what starts now, and whether it is
         unread."""
-        one, count = self._awaited.pop(number, None), fetched.count
+        one = self._awaited.pop(number, None)
         if one is None:
             return None
-        if fetched.rounded:
-            _note_latest(self._rounded, fetched.owners(one.fetch), self._scheduler.blocks.count)
+        if rounded:
+            owners = one.fetch.owners(count)
+            _note_latest(self._rounded, owners, self._scheduler.blocks.count)
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
             self._unanswered[number] = [block for _, block in one.fetch.blocks]
@@ -195,7 +188,7 @@ class Incoming:
                 continue
             one.stopped = True
             if not one.told:
-                self.fetched(number, Fetched(0))
+                self.fetched(number, 0)
 
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads it."""

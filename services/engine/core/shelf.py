@@ -37,7 +37,7 @@ class Shelf:
         self._numbers = count()
         self._last_s = 0.0
         self._complete: dict[str, tuple[KvLayout, float]] = {}
-        """Formations of which nothing more comes: how their blocks lie, and until when that counts."""
+        """Formations of which nothing more comes: how blocks lie there, until when that counts."""
         self.used_bytes = 0
 
     def keeps_for_s(self, now_s: float) -> float:

@@ -27,6 +27,7 @@ from services.engine.block_moves import (
     REST_S,
     BlockMoves,
     Copied,
+    Fetched,
     Stored,
 )
 from services.engine.core import incoming
@@ -154,7 +155,7 @@ class Rig:
         self.chains += map(list, chains)
         return [len(names) for names in chains]
 
-    async def fetch(self, formation: Any, fetch: Any) -> int | None:
+    async def fetch(self, formation: Any, fetch: Any) -> Fetched:
         raise AssertionError("nothing was to be fetched")
 
     async def end(self, formation: Any, number: int) -> bool:

@@ -34,7 +34,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
-from services.engine.block_moves import Stored
+from services.engine.block_moves import Fetched, Stored
 from services.engine.core.batching import Lead
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
@@ -102,7 +102,7 @@ class NothingMoves:
     async def cache(self, *asked: Any) -> list[int]:
         raise AssertionError("nothing was to go ahead")
 
-    async def fetch(self, formation: Any, fetch: Any) -> int | None:
+    async def fetch(self, formation: Any, fetch: Any) -> Fetched:
         raise AssertionError("nothing was to be fetched")
 
     async def end(self, formation: Any, number: int) -> bool:

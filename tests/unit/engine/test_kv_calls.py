@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import grpc
 
 from services.common.exchange import KvSource
+from services.engine.block_moves import Fetched
 from services.engine.core.incoming import KvFetch
 from services.engine.kv_calls import KvCalls
 from services.engine.peers import Peers
@@ -51,13 +52,14 @@ async def test_blocks_are_waited_for_as_long_as_their_grant_says() -> None:
 
         async def fetch(self, *asked: Any) -> Any:
             self.waited_s.append(asked[-1])
-            return SimpleNamespace(blocks=1)
+            return SimpleNamespace(blocks=1, rounded=False)
 
     slow: Any = Slow()
     formation: Any = Alone()
     calls = KvCalls(slow, Peers(nobody), 5.0)
     for source in (KvSource("g", ()), KvSource("g", (), 40.0)):
-        assert await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),))) == 1
+        came = await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),)))
+        assert came == Fetched(1)
     assert Slow.waited_s == [5.0, 40.0]
 
 
@@ -88,6 +90,7 @@ async def test_a_heads_own_stage_that_fails_at_blocks_does_not_answer() -> None:
     formation: Any = Alone()
     calls = KvCalls(failing, Peers(nobody), 60.0)
     assert await calls.keep(formation, 1, [(b"a", 0)], last=True) is None
-    assert await calls.fetch(formation, KvFetch(2, KvSource("g", ()), ((b"a", 0),))) is None
+    fetch = KvFetch(2, KvSource("g", ()), ((b"a", 0),))
+    assert (await calls.fetch(formation, fetch)).count is None
     assert await calls.end(formation, 1)
     assert formation.given_up == [1]
