@@ -664,13 +664,17 @@ class SimulatedEngine(Process):
             takewhile(lambda one: one in place.contents or one[0] in kept, fetch.blocks[:most])
         )
         if fault == "silent":
-            self.after(LATE_S * random.random(), self._fill, place, fetch.number, there)
+            self.after(LATE_S * random.random(), self._fill_late, place, fetch.number, there)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
             self._do(self.batching.fetched(fetch, None, self.clock.now_s))
             return
         rounded = self._fill(place, fetch.number, there)
         self._do(self.batching.fetched(fetch, len(there), self.clock.now_s, rounded=rounded))
+
+    def _fill_late(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
+        """By then nobody waits for it."""
+        self._fill(place, number, blocks)
 
     def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
         """The stages say that they write no more."""
