@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from bench.cluster_beats import beats
 from bench.cluster_jumps import idle_day, writes_of_a_loss
 from bench.cluster_mesh import WAIT_S, beat_all, mesh
-from services.common import event_loop
+from services.common import event_loop, garbage
 from services.controller.core.cluster.market import NodeGone
 
 NODES = 1000
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of beats")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    gc.freeze()  # as the controller does
+    garbage.spare_what_stays()
     figures = {
         "nodes": chosen.nodes,
         "beats": event_loop.run(beats(chosen.nodes, chosen.seconds)),

@@ -99,8 +99,10 @@ async def _happens(mesh: meshes.Mesh, one: Happening, duration_s: float) -> None
     names = sorted(pipeline["id"] for pipeline in status["pipelines"])
     stages = {pipeline["id"]: pipeline["stages"] for pipeline in status["pipelines"]}
     node = stages[names[one.pipeline % len(names)]][-1]["node"]
-    how = ("--kill",) if one.kill else ("--notice", str(NOTICE_S))
-    await mesh.shunt("interrupt", node, *how)
+    if one.kill:
+        await mesh.kill_node(node)
+    else:
+        await mesh.give_notice(node, NOTICE_S)
 
 
 async def measured(data_dir: Path, out: Path, load: Load) -> dict[str, Any]:

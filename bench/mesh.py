@@ -76,6 +76,10 @@ class Mesh:
         would have to share a core with just when they hand over."""
         await interrupt(MeshDirectory(self.data_dir), node, notice_s, kill=False)
 
+    async def kill_node(self, node: str) -> None:
+        """As `shunt interrupt NODE --kill` does, without a start of Python either."""
+        await interrupt(MeshDirectory(self.data_dir), node, 0.0, kill=True)
+
     async def until_ready(self, pipelines: int = 2, timeout_s: float = 60.0) -> dict[str, Any]:
         """Waits until that many pipelines are ready and returns the status."""
         deadline = time.monotonic() + timeout_s

@@ -33,6 +33,7 @@ from simulator.world import World
 LOOK_S = 0.25
 READY_WITHIN_S = 60.0
 ENDS_WITHIN_S = 600.0
+"""Behind the last request."""
 WORD_IDS, EOS_IDS = 1000, (2,)
 LOAD_S, STEP_S = 1.0, 0.06
 """Of a stage in the mean, and of a step: about as long as on a laptop that is busy serving."""
@@ -132,8 +133,9 @@ class Play:
         def done() -> bool:
             return len(self.kept.ended_s) == len(scenario.asks)
 
-        if not world.clock.run(ready_s + ENDS_WITHIN_S, done):
-            raise TimeoutError(f"answers are missing after {ENDS_WITHIN_S:g} s")
+        last_s = max((ask.at_s for ask in scenario.asks), default=0.0)
+        if not world.clock.run(ready_s + last_s + ENDS_WITHIN_S, done):
+            raise TimeoutError(f"answers are missing {ENDS_WITHIN_S:g} s behind the last request")
         return world.clock.now_s - ready_s
 
     def _pay(self) -> None:

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from bench.placement import costs_of
 from bench.placement_clusters import cluster
+from bench.scenario import read_scenario as read_mesh
+from bench.strategies_simulated import simulated
 from experiments.experiment import Experiment, Ground, Size
 from experiments.fleets import scenario_at
 from experiments.supply import drawn, events
@@ -83,6 +85,8 @@ DAYS = {
     Size.QUICK: Day(120, 1000, 7200.0),
     Size.FULL: Day(1200, 10_000, 86_400.0),
 }
+EVERY_ID_S = {Size.TINY: 30.0, Size.QUICK: 600.0, Size.FULL: 3600.0}
+"""Of the local mesh."""
 SCALES = {
     Size.TINY: (Scale(10, 10, 10.0),),
     Size.QUICK: (Scale(10, 10, 60.0), Scale(100, 100, 20.0)),
@@ -165,9 +169,26 @@ def as_flow(day: Day) -> dict[str, Cell]:
     }
 
 
+def every_id(length_s: float) -> tuple[str, dict[str, Cell]]:
+    """A local mesh whose ids are drawn one by one, until all answers are there; and its name."""
+    scenario = read_mesh(FOLDER / "local-mesh.yaml")
+    asks = tuple(ask for ask in scenario.asks if ask.at_s <= length_s)
+    scenario = replace(scenario, asks=asks)
+    (figures, _), took_s = timed(partial(simulated, scenario, "full"))
+    taken = sum(event.take for event in scenario.events if event.at_s <= length_s)
+    return f"4 nodes of a local mesh, {length_s / 60:g} min with every id", {
+        "finished": float(figures.completed),
+        "running": float(figures.asked - figures.completed),
+        "taken": float(taken),
+        "simulated s / s": length_s / took_s,
+        "CPU s": took_s,
+        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
 def measure(ground: Ground) -> Rows:
-    """Plans of 70B on a mix of six types, the next one after the loss of a node; and 8B served
-    by as many nodes of one type."""
+    """Plans of 70B on a mix of six types, the next one after the loss of a node; 8B served by as
+    many nodes of one type; and a local mesh with every id."""
     rows: Rows = {}
     for scale in SCALES[ground.size]:
         counts = {name: -(-scale.nodes // len(TYPES)) for name in TYPES}
@@ -196,7 +217,8 @@ def measure(ground: Ground) -> Rows:
         }
     day = DAYS[ground.size]
     rows[day.name] = as_flow(day)
-    return rows
+    name, cells = every_id(EVERY_ID_S[ground.size])
+    return rows | {name: cells}
 
 
 EXPERIMENT = Experiment(

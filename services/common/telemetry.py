@@ -34,7 +34,9 @@ _GRPC, _HTTP = "grpc", "http/protobuf"
 _HTTP_PORT = 4318
 _EXPORT_TIMEOUT_S = 2.0
 _SHUTDOWN_S = 2.0
-tracer = trace.get_tracer("shuntserve")
+_NAME = "shuntserve"
+tracer: trace.Tracer = trace.NoOpTracer()
+"""Of this process; records nothing until `configure` finds somewhere for spans to go."""
 
 
 def configure(
@@ -48,6 +50,7 @@ def configure(
     """Starts the exporters this process needs; call once, before the first span. Returns the port
     of the metrics, 0 where there are none; `pages` are shown beside them, by path. Exits 2 and
     names the setting when that port cannot be had, or spans cannot go out as it says."""
+    global tracer
     exporter = _exporter()
     if exporter is not None:
         resource = Resource.create(
@@ -56,6 +59,7 @@ def configure(
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         trace.set_tracer_provider(provider)
+        tracer = trace.get_tracer(_NAME)
     if metrics_port is None:
         return 0
     return _serve_metrics(service, metrics_host, metrics_port, pages)
@@ -147,6 +151,9 @@ def span(
     attributes: Mapping[str, str | int | float | bool] | None = None,
 ) -> Iterator[Span]:
     """A span that is current inside the block; an error that leaves the block marks it."""
+    if parent is None and isinstance(tracer, trace.NoOpTracer):
+        yield trace.get_current_span()  # nothing is recorded, and whose trace it is stays so
+        return
     with tracer.start_as_current_span(
         name, context=parent, kind=kind, attributes=dict(attributes or {})
     ) as current:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import IO, TYPE_CHECKING, NoReturn
 
 from shuntserve.launcher.v1 import launcher_pb2_grpc
 
-from services.common import channels, event_loop, logs, settings, telemetry
+from services.common import channels, event_loop, garbage, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
 from services.common.roles import Role
@@ -160,7 +159,7 @@ async def first_facts(chosen: ControllerSettings, recovered: Recovered) -> Model
 async def serve(chosen: ControllerSettings) -> None:
     """Leads until a signal. A standby waits for its turn before; who is followed by one ends at
     once."""
-    gc.freeze()  # what was imported stays: no collection looks at it and holds the loop for it
+    garbage.spare_what_stays()
     place = chosen.journal_place
     if isinstance(place, SqlitePlace):
         journal = open_sqlite(chosen, place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 from shuntserve.controller.v1 import controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
-from services.common import channels, event_loop, logs, settings, telemetry
+from services.common import channels, event_loop, garbage, logs, settings, telemetry
 from services.common.errors import Aborted
 from services.common.nodes import NodeFacts
 from services.common.notices import NoticeKind
@@ -176,7 +175,7 @@ def main() -> None:
     metrics_port = telemetry.configure(
         "engine", chosen.node_id, metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
-    gc.freeze()  # what was imported stays: no collection looks at it and holds a step for it
+    garbage.spare_what_stays()
     with suppress(KeyboardInterrupt):
         event_loop.run(serve(chosen, metrics_port))
     logging.shutdown()

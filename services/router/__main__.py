@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import secrets
 import socket
@@ -16,7 +15,7 @@ import uvicorn
 from shuntserve.router.v1 import router_pb2_grpc
 from starlette.types import ASGIApp
 
-from services.common import channels, event_loop, logs, server, telemetry
+from services.common import channels, event_loop, garbage, logs, server, telemetry
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.roles import Role
 from services.common.settings import read, refuse, take_no_arguments
@@ -265,7 +264,7 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 async def serve(settings: RouterSettings) -> None:
     """Runs until a signal comes, or until something that must not end has ended. Having left in
     good order, or told so a second time, it ends."""
-    gc.freeze()  # what was imported stays: no collection looks at it and holds every stream for it
+    garbage.spare_what_stays()
     signals = server.Signals()
     async with running(settings) as router:
         ports = {"http": router.http_port, "grpc": router.grpc_port, "admin": router.admin_port}

@@ -181,9 +181,13 @@ class Ask:
     @property
     def prompt_bytes(self) -> int:
         """Length of the prompt's text in UTF-8, without what a template adds; 0 for ids."""
-        texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
-        contents = (entry.content if isinstance(entry, Message) else entry for entry in texts)
-        return sum(len(text.encode()) for text in contents if isinstance(text, str))
+        if isinstance(self.prompt, str):
+            return len(self.prompt.encode())
+        size = 0
+        for entry in self.prompt:
+            if isinstance(entry, Message):
+                size += len(entry.content.encode())
+        return size
 
     @property
     def turns(self) -> int:
@@ -265,11 +269,10 @@ class Ask:
     def _sampling(
         self, model: ModelLimits, max_tokens: int, seed: int, given: tuple[int, ...]
     ) -> Sampling:
-        wanted = {
-            name: row.rounded(self.options.get(name, model.defaults.get(name, row.neutral)))
-            for name, row in SAMPLING.items()
-            if row.asked and name != "max_tokens"
-        }
+        wanted = dict(model.unasked)
+        for name, value in self.options.items():
+            wanted[name] = SAMPLING[name].rounded(value)
+        wanted.pop("max_tokens", None)
         if wanted["top_p"] == 0:  # the smallest nucleus there is: the likeliest token alone
             wanted |= {"top_k": 1, "top_p": 1.0}
         known = model.special_token_ids
@@ -302,10 +305,21 @@ class ModelLimits:
     eos_token_ids: tuple[int, ...]
     special_token_ids: Mapping[str, int]
     """By a special token's text: what never shows can stop by its id alone."""
-    defaults: Mapping[str, float]
-    """Sampling values the model comes with, by name."""
+    unasked: Mapping[str, Any]
+    """What the sampling fields of a request have that says nothing of them, by name (`unasked`)."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     """What a whole generation must fit, as a message."""
+
+
+def unasked(defaults: Mapping[str, float]) -> Mapping[str, Any]:
+    """What sampling fields have that nobody asked for, as the wire carries it: the model's own
+    values, by name, or else what changes nothing."""
+    values = {
+        name: row.rounded(defaults.get(name, row.neutral))
+        for name, row in SAMPLING.items()
+        if row.asked and name != "max_tokens"
+    }
+    return MappingProxyType(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -80,6 +81,25 @@ ROUTE_WAIT_S = Histogram(
     ["model"],
     buckets=(0.001, *_REQUEST_BUCKETS_S),
 )
+
+
+class ModelSeries:
+    """What is counted of one model with every request, each series looked up once."""
+
+    def __init__(self, model: str) -> None:
+        self.streams = STREAMS.labels(model)
+        self.tokens = TOKENS.labels(model)
+        self.prefix_found = PREFIX_FOUND.labels(model)
+        self.first_token_s = FIRST_TOKEN_S.labels(model)
+        self.first_token_over_predicted = FIRST_TOKEN_OVER_PREDICTED.labels(model)
+        self.route_wait_s = ROUTE_WAIT_S.labels(model)
+
+
+@cache
+def of_model(model: str) -> ModelSeries:
+    """Those of a model that was found; nothing is told of others."""
+    return ModelSeries(model)
+
 
 _MIGRATION = "shunt_router_migration"
 _DETECTION_S = Histogram(
@@ -174,6 +194,19 @@ _TENANT_FIRST_TOKEN_S = Histogram(
 )
 
 
+class _OneTenant:
+    """The series of one name, each looked up once."""
+
+    def __init__(self, name: str) -> None:
+        self.requests = _TENANT_REQUESTS.labels(name)
+        self.prompt_tokens = _TENANT_TOKENS.labels(name, "prompt")
+        self.answer_tokens = _TENANT_TOKENS.labels(name, "answer")
+        self.first_token_s = _TENANT_FIRST_TOKEN_S.labels(name)
+
+
+_of_tenant = cache(_OneTenant)
+
+
 class TenantSeries:
     """Of the first so many tenants each by its name, of all that come later together."""
 
@@ -183,17 +216,17 @@ class TenantSeries:
     def asked(self, tenant: str) -> None:
         """A generation was begun; for nobody, where none is asked for a key."""
         if tenant:
-            _TENANT_REQUESTS.labels(self._names.of(tenant)).inc()
+            _of_tenant(self._names.of(tenant)).requests.inc()
 
     def heard(self, tenant: str, heard: Heard, prompt_tokens: int, tokens: int) -> None:
         """A frame brought tokens of a request of so long a prompt."""
         if not tenant:
             return
-        name = self._names.of(tenant)
-        _TENANT_TOKENS.labels(name, "answer").inc(tokens)
+        series = _of_tenant(self._names.of(tenant))
+        series.answer_tokens.inc(tokens)
         if heard.first_token_s is not None:
-            _TENANT_TOKENS.labels(name, "prompt").inc(prompt_tokens)
-            _TENANT_FIRST_TOKEN_S.labels(name).observe(heard.first_token_s)
+            series.prompt_tokens.inc(prompt_tokens)
+            series.first_token_s.observe(heard.first_token_s)
 
 
 class PipelineSeries:
@@ -204,6 +237,7 @@ class PipelineSeries:
         self._ttft_s = _TTFT_S.labels(model, pipeline)
         self._itl_s = _ITL_S.labels(model, pipeline)
         self._generated = _GENERATION_TOKENS.labels(model, pipeline)
+        self._prompts = _PROMPT_TOKENS.labels(model, pipeline)
 
     def heard(self, heard: Heard, prompt_tokens: int, tokens: int) -> None:
         """A frame brought tokens of a request of so long a prompt."""
@@ -211,8 +245,8 @@ class PipelineSeries:
         self._generated.inc(tokens)
         if heard.first_token_s is not None:
             self._ttft_s.observe(heard.first_token_s)
-            FIRST_TOKEN_S.labels(model).observe(heard.first_token_s)
-            _PROMPT_TOKENS.labels(*self._labels).inc(prompt_tokens)
+            of_model(model).first_token_s.observe(heard.first_token_s)
+            self._prompts.inc(prompt_tokens)
         if heard.between_s is not None:
             self._itl_s.observe(heard.between_s)
         if heard.moved is not None:

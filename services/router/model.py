@@ -16,7 +16,7 @@ from services.model.grammar import of_json_schema
 from services.model.outline import outline_of
 from services.model.text import ModelText
 from services.model.vocabulary import Pieces, Vocabulary
-from services.router.ask import Ask, ModelLimits
+from services.router.ask import Ask, ModelLimits, unasked
 from services.router.grammar_checks import GrammarChecks
 from services.router.model_files import ModelFiles
 
@@ -52,7 +52,7 @@ class ServedModel:
             vocabulary_size=self._text.vocabulary_size,
             eos_token_ids=self._text.eos_token_ids,
             special_token_ids=self._text.special_token_ids,
-            defaults=self._text.defaults,
+            unasked=unasked(self._text.defaults),
         )
 
     def vocabulary_of(self, request: GenerationRequest) -> Vocabulary:

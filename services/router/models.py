@@ -95,6 +95,11 @@ class Models:
     async def named(self, name: str) -> ServedModel:
         """The version that the name stands for. Waits for the first word of the controller.
         Raises NotFound, ModelUnusable, Unavailable."""
+        if self._catalogue.heard:  # then nearly always nothing is waited for
+            self.check_usable(name)
+            model = self._catalogue.loaded(name)
+            if model is not None:
+                return model
         try:
             async with asyncio.timeout(self._settings.route_wait_s):
                 while not self._catalogue.heard:

@@ -54,20 +54,30 @@ from services.router.settings import RouterSettings
 _log = logging.getLogger(__name__)
 TICK_S = 0.25
 REPORT_AGAIN_S = 0.2
+TURNS_TO_LEAVE = 2
+"""Of the event loop: a new request's call is made in the first, and goes out in the second. What
+else is to be done for it is done behind them, while its head is at work."""
 _NO_MORE_COMES = (NoneType, Cancelled, InvalidArgument, ResourceExhausted)
 """What a session ends with whose generation has ended too, or never began."""
 _NOT_KNOWN_YET = ""
 """The model of a generation that is looked for."""
 
 
-@contextmanager
-def _refusals_counted(lack: str) -> Iterator[None]:
+class _RefusalsCounted:
     """Of requests that are refused for the load, by what they lack."""
-    try:
-        yield
-    except ResourceExhausted:
-        metrics.REFUSED.labels(lack).inc()
-        raise
+
+    def __init__(self, lack: str) -> None:
+        self._lack = lack
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, ResourceExhausted):
+            metrics.REFUSED.labels(self._lack).inc()
+
+
+_FOR_A_PLACE, _FOR_TIME = _RefusalsCounted("place"), _RefusalsCounted("time")
 
 
 def _least(ask: Ask) -> Comer:
@@ -97,6 +107,13 @@ class Router:
         self._dispatch = Dispatch(self._balancer, heads, time.monotonic)
         self._tenants = TenantSeries(settings.metrics_tenants)
         self._cancels = Cancels(controller, heads, settings.recover_s)
+        self._follower_settings = FollowerSettings(
+            silence_s=settings.silence_s,
+            progress_s=settings.progress_s,
+            reach_s=settings.reach_s,
+            recover_s=settings.recover_s,
+            resume_timeout_s=settings.resume_timeout_s,
+        )
         self._sessions: set[Session] = set()
         self.held = Held(controller, self._cancels, settings, self._following)
         self._admission = Admission(settings.max_streams)
@@ -243,17 +260,15 @@ class Router:
                 return await self._join(ask, view)
             model = await self.models.named(ask.model)
             by_s = self._deadline_s(ask, asked_s)
-            with _refusals_counted("time"):
+            with _FOR_TIME:
                 now_s = time.monotonic()
                 self._dispatch.core.check(ask.model, _least(ask), by_s, now_s, ask.prompt_bytes)
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             self.quotas.reserve(ask.tenant, request, time.monotonic())
-            with _refusals_counted("time"):
+            with _FOR_TIME:
                 sending = await self._sending(Waiter(request, by_s, ask.prompt_bytes))
             route, sent_s = sending.route, time.monotonic()
-            metrics.ROUTE_WAIT_S.labels(ask.model).observe(sent_s - asked_s)
-            self._demand.asked(ask.model, request.prompt_tokens, request.choices)
             if route.model != request.model:  # another version is served since
                 model = await self.models.load(route.model)
                 request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
@@ -266,7 +281,23 @@ class Router:
             asked_s,
             lambda: self._first_token(sending, time.monotonic() - sent_s),
         )
+        try:
+            for _ in range(0 if journaled_first else TURNS_TO_LEAVE):
+                await asyncio.sleep(0)
+        except BaseException:
+            session.close()
+            raise
+        finally:
+            self._count(request, sending.found, sent_s - asked_s)
         return session
+
+    def _count(self, request: GenerationRequest, found: int, waited_s: float) -> None:
+        """A new generation began, for which its pipeline has computed so many positions."""
+        model_id, series = request.model.model_id, metrics.of_model(request.model.model_id)
+        series.route_wait_s.observe(waited_s)
+        series.prefix_found.inc(found)
+        self._tenants.asked(request.tenant)
+        self._demand.asked(model_id, request.prompt_tokens, request.choices)
 
     def _deadline_s(self, ask: Ask, asked_s: float) -> float | None:
         """When the first token is wanted."""
@@ -277,7 +308,7 @@ class Router:
         """What was said of it is compared with what came."""
         route, said_s = sending.route, sending.first_token_s
         if said_s:
-            ratios = metrics.FIRST_TOKEN_OVER_PREDICTED.labels(route.model.model_id)
+            ratios = metrics.of_model(route.model.model_id).first_token_over_predicted
             ratios.observe(took_s / said_s)
             self._dispatch.core.predictor.measured(route.formation_id, said_s, took_s)
 
@@ -378,7 +409,7 @@ class Router:
         self._check_goes_on()
         if self._refusing:
             raise Unavailable("this router stops; ask another one")
-        with _refusals_counted("place"):
+        with _FOR_A_PLACE:
             self._admission.check(model_id, (one.model_id for one in self.catalogue.deployed()))
             self._admission.check_tenant(tenant.name, tenant.weight)
         self._admission.take(model_id, tenant.name, tenant.weight)
@@ -429,7 +460,6 @@ class Router:
             sending = self._dispatch.core.send(waiter, time.monotonic(), anyway=True)
         if sending is None:
             raise self.models.no_pipeline(model_id)
-        metrics.PREFIX_FOUND.labels(model_id).inc(sending.found)
         return sending
 
     def _session(
@@ -437,18 +467,7 @@ class Router:
     ) -> Session:
         self._check_goes_on()  # it may have stopped while the request was being made
         logs.about(generation_id=request.generation_id)
-        settings = self.settings
-        follower = Follower(
-            request,
-            FollowerSettings(
-                silence_s=settings.silence_s,
-                progress_s=settings.progress_s,
-                reach_s=settings.reach_s,
-                recover_s=settings.recover_s,
-                resume_timeout_s=settings.resume_timeout_s,
-            ),
-            secrets.token_hex(8),
-        )
+        follower = Follower(request, self._follower_settings, secrets.token_hex(8))
         transcript = Transcript(request, follower.runs, model.vocabulary_of(request), after)
         session = Session(
             Reading(
@@ -456,7 +475,7 @@ class Router:
                 transcript,
                 self._balancer,
                 self._hearing,
-                max_unread_bytes=settings.max_unread_bytes,
+                max_unread_bytes=self.settings.max_unread_bytes,
             ),
             heads=self._heads,
             controller=self._controller,
@@ -469,7 +488,7 @@ class Router:
         self._sessions.add(session)
         self._admission.take(session.model_id, request.tenant, request.tenant_weight)
         self.quotas.opened(request.tenant, request.generation_id)
-        metrics.STREAMS.labels(session.model_id).inc()
+        metrics.of_model(session.model_id).streams.inc()
         self._demand.opened(session.model_id)
         told = self._told.get(session.model_id)
         if told is None or not told.open or not self._balancer.has(session.model_id):
@@ -482,7 +501,7 @@ class Router:
             self._sessions.discard(session)
             self._admission.leave(name, session.request.tenant)
             self.quotas.closed(session.request.tenant, session.generation_id)
-            metrics.STREAMS.labels(name).dec()
+            metrics.of_model(name).streams.dec()
             self._demand.closed(name)
             self._dispatch.look()
         if session.ended and isinstance(session.error, _NO_MORE_COMES):

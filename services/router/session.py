@@ -170,7 +170,6 @@ class Session:
         called when that is here."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
-        self._tenants.asked(self.request.tenant)
         self._perform(self._follower.begin(route, self._clock()))
 
     def rejoin(self, view: GenerationView) -> None:
@@ -309,9 +308,8 @@ class Session:
                 self._ended()
 
     def _delivered(self, action: Deliver) -> None:
-        metrics.TOKENS.labels(self.model_id).inc(
-            sum(gain.end - gain.start for gain in action.gains)
-        )
+        tokens = sum(gain.end - gain.start for gain in action.gains)
+        metrics.of_model(self.model_id).tokens.inc(tokens)
         first_token, self._first_token = self._first_token, _nothing
         first_token()
         self.wake.set()

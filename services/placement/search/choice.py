@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import SearchBudget
+from services.placement.search.budget import SearchBudget, solver_s
 from services.placement.search.columns import Members
 from services.placement.search.field import SearchField
 from services.placement.search.packing import Limits, pack, pack_scenarios
@@ -17,6 +17,7 @@ from services.placement.search.risk import down_shares, scenarios
 
 ROUNDS = 12
 SOLVE_S = 3.0
+"""Of one solve, where there is a clock."""
 Choose = Callable[[Array], Ints]
 
 
@@ -33,7 +34,7 @@ def chooser(
     rate = room * ground.problem.costs.workload.arrival_rate_rps
 
     def seconds() -> float:
-        return min(SOLVE_S, budget.remaining_s())
+        return solver_s(budget, SOLVE_S)
 
     def most(value: Array) -> Ints:
         return pack(usage, value, counts, time_limit_s=seconds(), limits=limits)

@@ -161,7 +161,8 @@ class _Search:
         self.cut = False
         """Time was over, of one part too, or enough was looked at, before all was."""
         self._ran_out = False
-        """A part's planner had no plan in its time: nobody knows whether it serves."""
+        """A part's planner had no plan in its time: nobody knows whether it serves, nor what the
+        divisions that were not looked at because of it would have come to."""
 
     def best(self) -> tuple[Counts, ...]:
         """Nodes of each class by part."""
@@ -392,12 +393,11 @@ class _Search:
 
     def check_all_serve(self, parts: tuple[Counts, ...]) -> None:
         """Raises FailedPrecondition, naming who does not fit, and DeadlineExceeded where there was
-        no time to look further."""
+        no time to look further. Who fits on no part of the nodes is sure, whoever ran out of time;
+        all else is where every division was looked at."""
         lacking = [i for i, part in enumerate(parts) if not self.serves(i, part)]
         if not lacking:
             return
-        if self.cut:
-            self._check_told()
         for index in lacking:
             try:
                 self._plan(index, self._nodes)
@@ -405,12 +405,17 @@ class _Search:
                 raise FailedPrecondition(
                     f"{self._shares[index].name}: {error.message}", field="nodes"
                 ) from error
+            except DeadlineExceeded:
+                self._ran_out = True
+        self._check_told()
         names = ", ".join(self._shares[i].name for i in lacking)
         short = sum(self._value(i, parts[i]).short_bytes for i in lacking)
         others = ", ".join(s.name for i, s in enumerate(self._shares) if i not in lacking)
+        found = "is not served" if self.cut else "does not fit"
+        looked = f", as far as {len(self._values)} parts tell" if self.cut else ""
         raise FailedPrecondition(
-            f"{names} does not fit beside {others}: {short / GIB:.2f} GiB short on "
-            f"{len(self._nodes)} nodes",
+            f"{names} {found} beside {others}: {short / GIB:.2f} GiB short on "
+            f"{len(self._nodes)} nodes{looked}",
             field="nodes",
         )
 

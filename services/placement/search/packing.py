@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from services.placement.search.rates import Ints
 
 DP_CELLS = 1.5e7
 MIP_GAP = 1e-4
+MOST_NODES = 2000
+"""Of a solver's search tree."""
+MOST_STEPS = 1_000_000
+"""Of the simplex method for one linear program."""
 LEAST_S = 0.1
 
 
@@ -42,7 +47,8 @@ def pack(
     """Uses [candidates] that maximise uses x value with uses x usage <= counts and the limits.
 
     `usage` is [candidates, classes]. Small inventories without further limits by a dynamic
-    programme, which is exact; others by HiGHS until the time limit.
+    programme, which is exact; others by HiGHS until it is within MIP_GAP of the best, or a limit of
+    work or the time limit (infinite: none) is reached.
     """
     states = float(np.prod(counts + 1.0))
     if limits is None and states * len(usage) <= DP_CELLS:
@@ -87,14 +93,14 @@ def pack_scenarios(
 def class_prices(usage: Ints, value: Array, counts: Ints) -> Array:
     """What one more node of each class is worth to the linear relaxation; [classes]."""
     rows, bounds = usage.T.astype(float), counts.astype(float)
-    solver = _solver(value, rows, bounds, _most_uses(usage, counts), 0, 10.0)
+    solver = _solver(value, rows, bounds, _most_uses(usage, counts))
     prices: Array = np.abs(np.asarray(solver.getSolution().row_dual))
     return prices
 
 
 def maximise(value: Array, rows: Array, bounds: Array, most: Array) -> Array:
     """The x in [0, most] with the greatest value x and rows x <= bounds."""
-    return np.asarray(_solver(value, rows, bounds, most, 0, 10.0).getSolution().col_value)
+    return np.asarray(_solver(value, rows, bounds, most).getSolution().col_value)
 
 
 def _most_uses(usage: Ints, counts: Ints) -> Array:
@@ -162,15 +168,23 @@ def _greedy(value: Array, rows: Array, bounds: Array, most: Array) -> Ints:
 
 
 def _solver(
-    value: Array, rows: Array, bounds: Array, most: Array, integers: int, time_limit_s: float
+    value: Array,
+    rows: Array,
+    bounds: Array,
+    most: Array,
+    integers: int = 0,
+    time_limit_s: float = math.inf,
 ) -> Any:
-    """HiGHS after it maximised value x with rows x <= bounds and 0 <= x <= most."""
+    """HiGHS after it maximised value x with rows x <= bounds and 0 <= x <= most, of which the first
+    so many are whole numbers."""
     import highspy
 
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", max(LEAST_S, time_limit_s))
+    solver.setOptionValue("simplex_iteration_limit", MOST_STEPS)
+    solver.setOptionValue("mip_max_nodes", MOST_NODES)
     solver.setOptionValue("mip_rel_gap", MIP_GAP)
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = len(value), len(rows)

@@ -24,6 +24,7 @@ MINUTE_S = 60.0
 MAX_KEPT = 8192
 """Reservations whose generation nobody reads, the newest."""
 STREAM_AGAIN_S = 1.0
+_NO_LIMITS = Limits()
 _SLACK = 1e-6
 """Of sums of fractions."""
 
@@ -113,7 +114,7 @@ class Quotas:
         account = self._account(tenant, now_s)
         account.asked_requests += 1
         account.asked_at_s = now_s
-        account.is_limited = tenant.limits != Limits()
+        account.is_limited = tenant.limits != _NO_LIMITS
         if account.requests is not None:
             wait_s = account.requests.take(1, now_s)
             if wait_s:
@@ -149,7 +150,7 @@ class Quotas:
         most = tenant.limits.streams
         if most is None:
             return
-        followed = self._accounts.setdefault(tenant.name, _Account()).followed
+        followed = self._of(tenant.name).followed
         here = max(1, int(most * self.shares.of(tenant.name) + _SLACK))
         if generation_id not in followed and len(followed) >= here:
             raise _exceeded(f"{most} streams at once", STREAM_AGAIN_S)
@@ -157,7 +158,7 @@ class Quotas:
     def opened(self, name: str, generation_id: str) -> None:
         """A tenant's generation has one more reader, or is about to have one."""
         if name:
-            followed = self._accounts.setdefault(name, _Account()).followed
+            followed = self._of(name).followed
             followed[generation_id] = followed.get(generation_id, 0) + 1
 
     def closed(self, name: str, generation_id: str) -> None:
@@ -188,9 +189,15 @@ class Quotas:
                 )
         return demands
 
+    def _of(self, name: str) -> _Account:
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = _Account()
+        return account
+
     def _account(self, tenant: Tenant, now_s: float) -> _Account:
         """As the tenant's limits, and this router's share of them, are by now."""
-        account = self._accounts.setdefault(tenant.name, _Account())
+        account = self._of(tenant.name)
         share, limits = self.shares.of(tenant.name), tenant.limits
         account.requests = _sized(account.requests, limits.requests_per_minute, share, now_s)
         account.tokens = _sized(account.tokens, limits.tokens_per_minute, share, now_s)

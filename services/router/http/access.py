@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +27,8 @@ class Visit:
     """One request, as its line in the log will tell it."""
 
     request_id: str
+    headers: Mapping[str, str]
+    """The request's, by names in lower case; of a name that comes twice the first."""
     route: str = ""
     """The path as the route has it; empty when no route took it."""
     status: int = 0
@@ -53,8 +54,12 @@ class Access:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began_s, headers = self._clock(), Headers(scope=scope)
-        visit = Visit(logs.request_id_from(headers.get(logs.REQUEST_ID_HEADER, "")))
+        began_s = self._clock()
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
+        visit = Visit(logs.request_id_from(headers.get(logs.REQUEST_ID_HEADER, "")), headers)
         logs.about(request_id=visit.request_id)
         path = scope["path"]
         if path.endswith("/") and path != "/":  # as what stands before the slash

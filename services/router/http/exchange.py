@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import InvalidArgument, ShuntError
 from services.router.core.body_budget import BodyBudget
+from services.router.http.access import visit_of
 from services.router.http.errors import (
     HttpError,
     body_of,
@@ -61,10 +62,7 @@ class Exchange:
         self._watch: asyncio.Task[None] | None = None
         self._left: Callable[[], object] = _nothing
         """Hears that the client has gone."""
-        self._request_headers: dict[str, str] = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in reversed(scope["headers"])
-        }
+        self._request_headers = visit_of(scope).headers
 
     def header(self, name: str) -> str:
         """A request header, the first of its name; empty when it is absent."""

@@ -49,16 +49,17 @@ class RequestField:
 
     def means_nothing(self, value: Any) -> bool:
         """The value is as good as none."""
+        if not self.neutral:
+            return self.use is Use.IGNORED
         return self.use is Use.IGNORED or any(_equal(value, other) for other in self.neutral)
 
     def check_kind(self, value: Any, where: str) -> None:
         """Raises InvalidArgument for a value of another kind."""
-        kinds, found = self.kind.split("|"), kind_of(value)
-        if (
-            self.kind != "any"
-            and found not in kinds
-            and not (found == "integer" and "number" in kinds)
-        ):
+        found = kind_of(value)
+        if self.kind in (found, "any"):
+            return
+        kinds = self.kind.split("|")
+        if found not in kinds and not (found == "integer" and "number" in kinds):
             wanted = " or ".join(_ARTICLES[kind] for kind in kinds)
             raise InvalidArgument(f"{where} must be {wanted}, not {shown(value)}", field=where)
 

@@ -21,7 +21,7 @@ from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, 
 from tests.contract.engine.rig import Rig, Stream, Worker, generate
 from tests.contract.engine.test_engine_kv import source_of
 
-LAYERS, TOKENS = 30, 60
+LAYERS, TOKENS = 30, 240
 PROMPT = tuple(5 + 7 * i % 500 for i in range(70))
 
 
@@ -63,6 +63,7 @@ async def moved(
     journaling = asyncio.create_task(journal(old, []))
     await asyncio.gather(stream.end(), old.stub.Drain(drain, timeout=120))
     journaling.cancel()
+    assert stream.closed == engine_pb2.CLOSE_REASON_MOVED
     described = await old.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
     await old.stub.Dissolve(engine_pb2.DissolveRequest(formation_id=formation), timeout=60)
     before = sum(worker.engine.kv.fetched_bytes for worker in new if worker.engine is not None)

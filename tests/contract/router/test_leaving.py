@@ -231,6 +231,7 @@ async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
         await go_on.wait()
         return await load(ref)
 
+    monkeypatch.setattr(catalogue, "loaded", lambda _name: None)
     monkeypatch.setattr(catalogue, "load", slow)
     task = asyncio.create_task(router.router.generate(ask))
     await until(lambda: router.router._admission.total == 1)

@@ -13,12 +13,12 @@ from services.common.errors import InvalidArgument
 from services.common.generation import SAMPLING, GenerationKind, ModelRef, PriorityClass
 from services.common.sampling_fields import Kind, SamplingField
 from services.common.tenants import NOBODY
-from services.router.ask import Ask, Drawn, ModelLimits
+from services.router.ask import Ask, Drawn, ModelLimits, unasked
 from services.router.openai.requests import parse_chat, parse_completion
 from services.router.service import ask_from
 
 ASKED = [row for row in SAMPLING.values() if row.asked]
-LIMITS = ModelLimits(ModelRef("tiny", "d"), 4096, 1000, (2,), MappingProxyType({}), {})
+LIMITS = ModelLimits(ModelRef("tiny", "d"), 4096, 1000, (2,), MappingProxyType({}), unasked({}))
 DRAWN = Drawn("g", 5, 0)
 TOLERANT = replace(NOBODY, priority=PriorityClass.TOLERANT)
 
@@ -82,12 +82,11 @@ def test_entries_have_a_limit(row: SamplingField) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ASKED if row.of_model], ids=lambda row: row.name)
 def test_what_is_not_asked_for_is_as_the_model_has_it(row: SamplingField) -> None:
-    limits = ModelLimits(LIMITS.ref, 4096, 1000, (2,), LIMITS.special_token_ids, {row.name: 0.5})
-    if row.kind is Kind.INTEGER:
-        limits = ModelLimits(LIMITS.ref, 4096, 1000, (2,), LIMITS.special_token_ids, {row.name: 9})
+    own = {row.name: 9 if row.kind is Kind.INTEGER else 0.5}
+    limits = replace(LIMITS, unasked=unasked(own))
     ask = Ask("tiny", GenerationKind.COMPLETION, (1,))
     held = getattr(ask.resolve(limits, [1], DRAWN).sampling, row.name)
-    assert held == limits.defaults[row.name]
+    assert held == own[row.name]
     bare = getattr(ask.resolve(LIMITS, [1], DRAWN).sampling, row.name)
     assert bare == row.neutral
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from services.placement.search.budget import SearchBudget, check_time
+from services.placement.search.budget import SearchBudget, check_time, solver_s
 from services.placement.search.columns import Candidate, Members
 from services.placement.search.field import SearchField, field
 from services.placement.search.packing import pack
@@ -19,6 +19,8 @@ from services.placement.search.rates import Ints
 
 MAX_MULTISETS = 60_000
 MAX_STAGES = 9
+LAST_S = 10.0
+"""Of a packing of what is known, where there is a clock."""
 TOGETHER = 1024
 BOUNDED, CLOSELY, SOLVED = range(3)
 
@@ -61,17 +63,18 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
                 break
             bound[i] = max(reached[i], float(ground.columns.small_batch_bounds(row)[0]))
             known[i] = SOLVED
-    upper = _upper(ground, usage, bound) if complete else None
-    chosen = _chosen(ground, members, usage, reached)
+    last_s = solver_s(budget, LAST_S)
+    upper = _upper(ground, usage, bound, last_s) if complete else None
+    chosen = _chosen(ground, members, usage, reached, last_s)
     if not chosen:
         raise nothing_found(problem, budget)
     reasons = (f"{len(members)} sets of stages bounded, {int((known == SOLVED).sum())} solved",)
     return Solution(ground.build(chosen), complete, upper, reasons)
 
 
-def _upper(ground: SearchField, usage: Ints, bound: np.ndarray) -> float:
+def _upper(ground: SearchField, usage: Ints, bound: np.ndarray, limit_s: float) -> float:
     """What no plan carries more than."""
-    return float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
+    return float(pack(usage, bound, ground.counts, time_limit_s=limit_s) @ bound)
 
 
 def enumerate_members(ground: SearchField) -> list[Members]:
@@ -106,7 +109,11 @@ def _rows(members: list[Members], at: list[int]) -> Ints:
 
 
 def _chosen(
-    ground: SearchField, members: list[Members], usage: Ints, reached: np.ndarray
+    ground: SearchField,
+    members: list[Members],
+    usage: Ints,
+    reached: np.ndarray,
+    limit_s: float,
 ) -> list[Candidate]:
     if not np.any(reached > 0):
         return []
@@ -116,7 +123,7 @@ def _chosen(
         usage[known],
         reached[known],
     )
-    uses = pack(usage, reached, ground.counts, time_limit_s=10.0)
+    uses = pack(usage, reached, ground.counts, time_limit_s=limit_s)
     chosen: list[Candidate] = []
     for i in np.flatnonzero(uses > 0):
         candidate = ground.columns.solve(members[i])

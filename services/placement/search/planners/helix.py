@@ -18,7 +18,7 @@ from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, P
 from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import SearchBudget
+from services.placement.search.budget import SearchBudget, solver_s
 from services.placement.search.planners import alpaserve
 from services.placement.search.planners.groups import groups, kinds_of, nodes_of
 from services.placement.search.problem import Problem, Solution, nothing_found
@@ -27,6 +27,9 @@ from services.placement.search.score import score
 SIZES = 10
 MAX_NODES = 24
 SOLVE_S = 5.0
+"""Of the search for the greatest flow, where there is a clock."""
+MOST_NODES = 1000
+"""Of its tree."""
 Range = tuple[int, int]
 
 
@@ -104,7 +107,8 @@ def _solve(
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.setOptionValue("threads", 1)
-    solver.setOptionValue("time_limit", max(0.1, min(SOLVE_S, budget.remaining_s())))
+    solver.setOptionValue("time_limit", max(0.1, solver_s(budget, SOLVE_S)))
+    solver.setOptionValue("mip_max_nodes", MOST_NODES)
     solver.setOptionValue("mip_rel_gap", 1e-3)
     n = len(sites)
     top = sum(max(rate for _, rate in site.sizes) for site in sites)

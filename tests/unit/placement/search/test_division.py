@@ -305,6 +305,26 @@ def test_a_part_that_nobody_could_plan_in_its_time_is_not_one_that_does_not_fit(
     assert not clock.expired()
 
 
+def test_who_fits_nowhere_is_told_so_though_another_ran_out_of_time(share) -> None:  # type: ignore[no-untyped-def]
+    def out_of_time(problem: Problem, budget: SearchBudget) -> Solution:
+        raise DeadlineExceeded("time ran out before a plan was found")
+
+    shares = [replace(share("a"), planner=out_of_time), share("big", "llama-3.1-70b")]
+    with pytest.raises(FailedPrecondition, match=r"^big: .* does not fit: [0-9.]+ GiB short"):
+        divide(nodes(1.0, 1.0, memory_gib=20), shares, UNLIMITED)
+
+
+def test_who_is_served_by_nothing_that_was_looked_at_may_be_by_something_else(
+    share, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(division, "MOST_PLANS", 1)
+    crowd = [share("a"), share("b"), share("c")]
+    with pytest.raises(
+        FailedPrecondition, match=r"is not served beside .*, as far as \d+ parts tell"
+    ):
+        divide(nodes(1.0, 1.0, memory_gib=20), crowd, UNLIMITED)
+
+
 def test_a_search_of_which_one_part_was_cut_short_did_not_end_by_itself(share) -> None:  # type: ignore[no-untyped-def]
     """Though what it found was planned to the end: the other part might have been better."""
 

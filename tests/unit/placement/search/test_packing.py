@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
+from services.placement.search import packing
 from services.placement.search.packing import Limits, Scenario, pack, pack_scenarios
 
 USAGE = np.array([[1, 0], [0, 2], [2, 1], [1, 3]])
@@ -40,3 +43,29 @@ def test_scenarios_value_what_survives():
     value, cost = np.array([10.0, 10.0]), np.array([0.1, 0.1])
     capped = pack_scenarios(usage, value, cost, np.array([2, 2]), cases, 10.0, time_limit_s=5)
     assert capped.tolist() == [1, 1]  # one on each side carries the rate in every outage
+
+
+def test_a_search_that_would_go_on_for_long_ends_by_its_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "MOST_NODES", 20)
+    random, nodes = np.random.default_rng(1), list[int]()
+    usage = random.integers(20, 60, (40, 5))
+    value = usage.sum(axis=1) + random.uniform(0, 1, 40)
+    solver = packing._solver
+
+    def told(*asked: Any) -> Any:
+        solved = solver(*asked)
+        nodes.append(int(solved.getInfo().mip_node_count))
+        return solved
+
+    monkeypatch.setattr(packing, "_solver", told)
+    counts = np.full(5, 997)
+    first, second = (pack(usage, value, counts, time_limit_s=math.inf) for _ in range(2))
+    assert first.any()
+    assert np.all(first @ usage <= counts)
+    assert first.tolist() == second.tolist()
+    assert nodes[0] == nodes[1] <= 20
+    monkeypatch.setattr(packing, "MOST_NODES", 100)
+    pack(usage, value, counts, time_limit_s=math.inf)
+    assert nodes[2] > 20

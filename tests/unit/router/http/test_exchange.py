@@ -8,6 +8,7 @@ from starlette.types import Message
 
 from services.common.tenants import NOBODY
 from services.router.core.body_budget import BodyBudget
+from services.router.http.access import Visit
 from services.router.http.answering import while_connected
 from services.router.http.errors import HttpError
 from services.router.http.exchange import Exchange
@@ -20,7 +21,7 @@ class Client:
     def __init__(self) -> None:
         self.goes = asyncio.Event()
         self.watched = 0
-        scope = {"headers": [], "shunt.tenant": NOBODY}
+        scope = {"shunt.visit": Visit("req_1", {}), "shunt.tenant": NOBODY}
         settings = RouterSettings()
         self.exchange = Exchange(scope, self._receive, self._send, settings, BodyBudget(1 << 20))
 
