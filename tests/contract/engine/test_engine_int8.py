@@ -22,6 +22,7 @@ from tests.contract.engine.rig import Rig, Stream, Worker, generate
 from tests.contract.engine.test_engine_kv import source_of
 
 LAYERS, TOKENS = 30, 240
+PATIENT = {"kv_fetch_s": 60.0, "kv_keep_s": 120.0, "kv_silent_s": 30.0}
 PROMPT = tuple(5 + 7 * i % 500 for i in range(70))
 
 
@@ -92,7 +93,7 @@ async def test_its_blocks_take_half_of_the_bytes_and_its_head_says_so(store: Pat
     async with AsyncExitStack() as stack:
         rig = Rig(stack, model, layer_count=LAYERS)
         loader = NativeLoader(NativeOptions(str(store), "bf16", "cpu", 1, None))
-        old, *new = [await rig.worker(loader=loader, progress_s=60.0) for _ in range(3)]
+        old, *new = [await rig.worker(loader=loader, progress_s=60.0, **PATIENT) for _ in range(3)]
         found = [await moved(rig, one, old, new, n) for n, one in enumerate((exact, rounds))]
         await rig.form([old], [], "alone")
         alone = await generate(old, replace(exact, generation_id="alone"), "alone").end()
