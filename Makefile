@@ -156,8 +156,8 @@ bench-lookup: $(INSTALLED) ## Measures what guesses of next ids give: the engine
 bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decoding with it over without
 	$(BIN)/python -m bench.structured --out bench/out/structured.json
 
-bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
-	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
+bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and what fetching them gives
+	$(BIN)/python -m bench.prefix --fetch 250,500,1000,1900 --out bench/out/prefix.json
 
 experiments: $(INSTALLED) ## Runs every experiment; reports and figures land in experiments/out
 	$(BIN)/python -m experiments --report experiments/out

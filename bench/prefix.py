@@ -9,7 +9,11 @@ ratio is the time to the first token without over the time with.
 first requests one after another; a request's hash ids are blocks of 16 tokens each. Hits over those
 of a cache of as many blocks that throws out what was used least recently and knows nothing else.
 
-    python -m bench.prefix [--rounds 5] [--trace FILE] [--requests 2000] [--json] [--out FILE]
+"fetched" (with --fetch LENGTHS): a prompt that another pipeline of a real mesh has read, fetched
+from there over computed; see prefix_mesh.py.
+
+    python -m bench.prefix [--rounds 5] [--trace FILE] [--requests 2000]
+        [--fetch 250,500,1000,1900 [--bytes-per-s 0]] [--json] [--out FILE]
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import os
 os.environ["ONEDNN_MAX_CPU_ISA"] = "DEFAULT"
 
 import argparse
+import asyncio
 import json
 import statistics
 import sys
@@ -31,6 +36,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from bench import prefix_mesh
 from bench.engine import read_weights
 from bench.scheduled import Scheduled
 from services.common.generation import GenerationRequest, ModelRef, Sampling
@@ -188,6 +194,8 @@ def table(report: dict[str, Any]) -> str:
             f"trace of {trace['blocks']} blocks, {blocks} cached: {cache['hits']} found, "
             f"{cache['ratio']} x those of a least recently used cache"
         )
+    if "fetched" in report:
+        lines.append(prefix_mesh.table(report["fetched"]))
     return "\n".join(lines)
 
 
@@ -197,11 +205,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trace", type=Path, help="a Mooncake trace")
     parser.add_argument("--requests", type=int, default=2000, help="of the trace, the first ones")
+    parser.add_argument("--fetch", default="", help="lengths of prompts, between commas")
+    parser.add_argument(
+        "--bytes-per-s", type=float, default=0.0, help="that a stage sends to others"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report = {"second_turn": SecondTurn().figures(arguments.rounds)}
+    report: dict[str, Any] = {"second_turn": SecondTurn().figures(arguments.rounds)}
+    if arguments.fetch:
+        lengths = [int(length) for length in arguments.fetch.split(",")]
+        asked = prefix_mesh.figures(lengths, 2 * arguments.rounds, arguments.bytes_per_s)
+        report["fetched"] = asyncio.run(asked)
     if arguments.trace:
         report["trace"] = trace_figures(arguments.trace, arguments.requests)
     text = json.dumps(report, indent=2)

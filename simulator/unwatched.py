@@ -18,8 +18,9 @@ from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Leaving
+from services.engine.core.batching import Batching
 from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.lead import Leaving
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from simulator.processes.client import Client

@@ -76,6 +76,8 @@ class FakeMesh:
         self.replies = [REPLY]
         self.limit = 1 << 30
         """No position at or behind this is sampled."""
+        self.stuck_at: int | None = None
+        """Of any answer, as many tokens leave nothing that its grammar allows."""
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
@@ -165,8 +167,16 @@ class FakeMesh:
     def expected(self, request: GenerationRequest, choice: int) -> list[int]:
         """All ids of one choice."""
         ids = [self.token(request, choice, k) for k in range(request.sampling.max_tokens)]
-        end = finish_of(request, ids)
+        end = self.end_of(request, ids)
         return ids[: end[0]] if end else ids
+
+    def end_of(
+        self, request: GenerationRequest, ids: Sequence[int]
+    ) -> tuple[int, FinishReason] | None:
+        """Length and reason of the first end among these ids of one choice."""
+        if self.stuck_at is not None and len(ids) >= self.stuck_at:
+            return self.stuck_at, FinishReason.GRAMMAR
+        return finish_of(request, ids)
 
     def route(self, head: int) -> controller_pb2.Route:
         return controller_pb2.Route(
@@ -360,7 +370,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
     ) -> FinishReason | None:
         if choice in entry.stops:
             return FinishReason.STOP
-        end = finish_of(request, entry.ids[choice])
+        end = self._mesh.end_of(request, entry.ids[choice])
         return end[1] if end else None
 
     async def WatchPrefixes(self, message: Any, context: Any) -> AsyncIterator[Any]:
@@ -517,7 +527,8 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
                 0,
                 tuple(ids),
                 _logprobs(entry.request, ids, 0, self._mesh.unlikely),
-                cached_tokens=self._mesh.cached_tokens,
+                FinishReason.GRAMMAR if len(ids) == self._mesh.stuck_at else None,
+                self._mesh.cached_tokens,
             )
             for choice, ids in enumerate(entry.ids)
             if ids
@@ -551,7 +562,8 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
         """What has no reader; whoever claims it reads it."""
         claimed = []
         for name, entry in self._mesh.journal.items():
-            done = entry.cancelled or all(finish_of(entry.request, ids) for ids in entry.ids)
+            ends = (self._mesh.end_of(entry.request, ids) for ids in entry.ids)
+            done = entry.cancelled or all(ends)
             if entry.request.runs_unread and not (entry.read or done):
                 entry.read = True
                 claimed.append(name)
@@ -590,7 +602,7 @@ class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
         kept = [ids[: max(0, len(ids) - mesh.journal_lag)] for ids in entry.ids]
         journaled = Journaled(entry.request, entry.epoch, entry.head, kept)
         done = all(
-            finish_of(entry.request, ids) or choice in entry.stops
+            mesh.end_of(entry.request, ids) or choice in entry.stops
             for choice, ids in enumerate(kept)
         )
         state = controller_pb2.GENERATION_STATE_OPEN

@@ -72,6 +72,17 @@ class KvSource:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixHolder:
+    """Another pipeline that has a prompt's beginning in its prefix cache."""
+
+    address: str
+    """Of its head."""
+    formation_id: str
+    positions: int
+    """Of the prompt, from the first on."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """Everything a head needs to begin, to go on, or to attach a reader."""
 
@@ -91,6 +102,8 @@ class GenerateCall:
     elsewhere."""
     for_nobody: bool = False
     """Its reader has no client: it takes the place of no reader that has one."""
+    prefix_holder: PrefixHolder | None = None
+    """At epoch 1, who has more of the prompt computed than this pipeline, if anybody is known."""
 
 
 @dataclass(frozen=True, slots=True)

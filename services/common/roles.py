@@ -141,6 +141,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "CopyKv": _only(Role.CONTROLLER),
         "StoreKv": _only(Role.ENGINE),
         "CacheKv": _only(Role.ENGINE),
+        "OfferKv": _only(Role.ENGINE),
         "ReadKv": _only(Role.ENGINE),
         "Forward": _only(Role.ENGINE),
     },

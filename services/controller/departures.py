@@ -14,12 +14,12 @@ from math import inf
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
+from services.common.link import Link
 from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
 from services.controller.core.departure.lengths import AnswerLengths
-from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Choice, Move, Rates, Stream
 from services.controller.core.departure.schedule import PUSH_S, at_once, cheapest
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from services.common.errors import ShuntError
 from services.common.exchange import KvSource
+from services.common.link import Link
 from services.common.nodes import Member
-from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Engines, Heir
 

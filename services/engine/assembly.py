@@ -16,6 +16,7 @@ from services.engine.compute import Compute
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.memory import Memory
+from services.engine.core.prefix_fetching import PrefixSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
@@ -98,7 +99,15 @@ def assemble(
         yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
-    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s, settings.kv_ahead_share)
+    readers = ReaderLimits(
+        settings.max_readers,
+        settings.reader_stall_s,
+        settings.kv_ahead_share,
+        settings.kv_prefix_at_once,
+    )
+    prefixes = PrefixSettings(
+        settings.kv_prefix_fetch_s, settings.kv_prefix_at_once, settings.kv_prefix_bytes_per_s
+    )
     generations = Generations(incarnation, head_settings)
     batches = SchedulerSettings(
         settings.token_budget,
@@ -139,6 +148,7 @@ def assemble(
             settings.form_s,
             settings.max_message_bytes,
             settings.core_share,
+            prefixes,
         ),
         connect=connect,
         peers=(peers, flows),

@@ -12,17 +12,19 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from services.common.errors import FailedPrecondition
-from services.common.exchange import KvMember, KvSource
+from services.common.exchange import KvSource
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Due, Leaving
+from services.engine.core.batching import Batching, Due
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
-from services.engine.core.incoming import KvFetch, NamedBlock, names_of
+from services.engine.core.incoming import KvFetch, names_of
+from services.engine.core.lead import Leaving
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import MAX_NAMES
+from services.engine.kv_moves import Brought, KvMoves
+from services.engine.prefix_fetch import brought_from
 
 _log = logging.getLogger(__name__)
 AHEAD_BYTES = 16 << 20
@@ -37,29 +39,6 @@ REST_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What came of blocks that an heir was to keep."""
-
-    size_bytes: int
-    """From process to process."""
-    whole: bool
-    """All its members keep all of them."""
-    full: bool
-    """One of them had no room for more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What came of blocks that all stages were to fill."""
-
-    count: int | None
-    """So many, from the first on, every stage has filled; None: some stage did not answer, and may
-    fill them yet."""
-    rounded: bool = False
-    """Some of them were rounded on their way, at some stage."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Round:
     """What came of blocks that went together."""
 
@@ -67,53 +46,6 @@ class _Round:
     """From process to process."""
     full: bool
     """A stage here, or an heir, had no room for all of them."""
-
-
-class KvMoves(Protocol):
-    """What a head asks of the stages of its formation, when generations move."""
-
-    async def keep(
-        self,
-        formation: FormationPart,
-        number: int,
-        blocks: Sequence[NamedBlock],
-        *,
-        last: bool,
-        keep_s: float = 0.0,
-    ) -> int | None:
-        """Every stage keeps what it holds of these, for so long at least, those first that come
-        first; behind the last ones nothing more. So many every stage has room for; None: some stage
-        did not answer, and may be at it yet."""
-        ...
-
-    async def store(
-        self,
-        formation: FormationPart,
-        source: KvSource,
-        heir: Sequence[KvMember],
-        names: Sequence[bytes],
-        limit_s: float,
-        places: Mapping[bytes, int],
-    ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers; who has no
-        formation yet lays them into the same `places` of a cache, if any are said."""
-        ...
-
-    async def cache(
-        self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
-    ) -> Sequence[int]:
-        """The formation that the heir is has these lie in its caches: so many of each chain, from
-        its first on."""
-        ...
-
-    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Fetched:
-        """What the stages have filled."""
-        ...
-
-    async def end(self, formation: FormationPart, number: int) -> bool:
-        """No stage does anything to blocks any more that it was asked by this number; False: one
-        did not say so."""
-        ...
 
 
 @dataclass(slots=True)
@@ -165,6 +97,13 @@ class BlockMoves:
         """Sealed ones whose blocks stages were asked to keep."""
         self._moving: set[asyncio.Task[None]] = set()
 
+    def headed(self, formation_id: str) -> FormationPart:
+        """Raises FailedPrecondition for another formation."""
+        formation = self._headed()
+        if formation is None or formation.id != formation_id:
+            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        return formation
+
     def forget(self) -> None:
         """Another formation is headed: what went ahead of the last one's generations is over."""
         self._copied = None
@@ -205,8 +144,8 @@ class BlockMoves:
             if not sealed:
                 return
         self._keeping.update(one.key for one in sealed)
-        with self._giving_back(formation), self._batching.kept(sealed) as kept:
-            there = await self._computed(formation, kept) and await self._kept(
+        with self.giving_back(formation), self._batching.kept(sealed) as kept:
+            there = await self.computed(formation, kept) and await self.kept(
                 formation, kept, last=last, keep_s=keep_s
             )
         if there and self._copied is not None:
@@ -260,9 +199,7 @@ class BlockMoves:
         would find as much as the last one, or the limit is over, or so many rounds were made, if
         any number is said; with `follows` for as long as one of them runs here. Raises
         FailedPrecondition for another formation."""
-        formation, copied = self._headed(), Copied()
-        if formation is None or formation.id != formation_id:
-            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        formation, copied = self.headed(formation_id), Copied()
         copying = Copying(heirs, follows=True) if follows else self._copying(heirs)
         until_s = self._clock() + limit_s
         try:
@@ -318,13 +255,13 @@ class BlockMoves:
         layers = formation.membership.members[-1].layers.end
         block_bytes = max(1, layers * formation.kv_layout.layer_bytes)
         at_most = min(MAX_NAMES, max(1, AHEAD_BYTES // block_bytes))
-        with self._giving_back(formation), self._batching.ahead(copying, at_most) as going:
+        with self.giving_back(formation), self._batching.ahead(copying, at_most) as going:
             if going is None:
                 return None
             ahead, leaving = going
-            if not await self._computed(formation, leaving):
+            if not await self.computed(formation, leaving):
                 return None
-            kept = await self._kept(formation, leaving, last=False)
+            kept = await self.kept(formation, leaving)
             if kept is None:
                 return None
         names, limit_s = ahead.names, max(0.0, until_s - self._clock())
@@ -375,9 +312,7 @@ class BlockMoves:
     ) -> list[int]:
         """Has blocks of sequences that are to come here lie in the caches; of each chain of names
         so many do from the first on. Raises FailedPrecondition for another formation."""
-        formation = self._headed()
-        if formation is None or formation.id != formation_id:
-            raise FailedPrecondition("not the head of this formation", field="formation_id")
+        formation = self.headed(formation_id)
         number, due = self._batching.take_ahead(chains, source)
         self._do(due)
         with suppress(TimeoutError):
@@ -389,7 +324,7 @@ class BlockMoves:
         return [len(scheduler.blocks.find(names)) if scheduler else 0 for names in chains]
 
     @contextmanager
-    def _giving_back(self, formation: FormationPart) -> Iterator[None]:
+    def giving_back(self, formation: FormationPart) -> Iterator[None]:
         """Behind it what had no room beside the blocks that were lent may run. Where nothing does,
         nothing is said: two who are woken by all that happens would wake each other."""
         try:
@@ -400,7 +335,7 @@ class BlockMoves:
                 if due != Due():
                     self._do(due)
 
-    async def _computed(self, formation: FormationPart, leaving: Leaving) -> bool:
+    async def computed(self, formation: FormationPart, leaving: Leaving) -> bool:
         """Waits until these blocks hold what they are named for; False: the formation ended
         before."""
         while self._headed() is formation:
@@ -413,22 +348,33 @@ class BlockMoves:
     async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
         """What was computed of one that goes on elsewhere, while others run on."""
         try:
-            if await self._computed(formation, leaving):
-                await self._kept(formation, leaving, last=False)
+            if await self.computed(formation, leaving):
+                await self.kept(formation, leaving)
         except Exception:  # whoever asks for the blocks computes them
             _log.exception("blocks are not kept", extra={"formation_id": formation.id})
         if formation is self._headed():
             self._do(self._batching.left(leaving, self._clock()))
 
-    async def _kept(
-        self, formation: FormationPart, leaving: Leaving, *, last: bool, keep_s: float = 0.0
+    async def kept(
+        self,
+        formation: FormationPart,
+        leaving: Leaving,
+        *,
+        last: bool = False,
+        keep_s: float = 0.0,
+        offered: bool = False,
     ) -> int | None:
         """Every stage keeps so many of these, from the first on; None where one does not answer:
         they stay taken until it does no more."""
         leaving.busy, kept = True, None
         try:
             kept = await self._kv.keep(
-                formation, leaving.number, leaving.blocks, last=last, keep_s=keep_s
+                formation,
+                leaving.number,
+                leaving.blocks,
+                last=last,
+                keep_s=keep_s,
+                offered=offered,
             )
             leaving.busy = kept is None
         finally:
@@ -451,18 +397,25 @@ class BlockMoves:
         return False
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
-        fetched = Fetched(None)
+        brought, began_s = Brought(None), self._clock()
         try:
-            fetched = await self._kv.fetch(formation, fetch)
+            brought = await self._brought(formation, fetch)
         except Exception:  # whoever waits for the blocks starts without them
             _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
+        count, now_s = brought.count, self._clock()
         if formation is self._headed():
+            took_s = now_s - began_s
             due = self._batching.fetched(
-                fetch, fetched.count, self._clock(), rounded=fetched.rounded
+                fetch, count, now_s, brought.size_bytes, took_s, rounded=brought.rounded
             )
             self._do(due)
-        if fetched.count is None and await self._ended(formation, fetch.number):
+        if count is None and await self._ended(formation, fetch.number):
             self._do(self._batching.ended(fetch, self._clock()))
+
+    async def _brought(self, formation: FormationPart, fetch: KvFetch) -> Brought:
+        if fetch.holder is None:
+            return await self._kv.fetch(formation, fetch)
+        return await brought_from(self._kv, formation, fetch, fetch.holder, self._clock)
 
     @property
     def _scheduler(self) -> Scheduler | None:

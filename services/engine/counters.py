@@ -34,6 +34,14 @@ PREFIX_HITS = Counter("shunt_engine_prefix_hits", "Those of them that were compu
 PREFIX_EVICTIONS = Counter(
     "shunt_engine_prefix_evictions", "KV cache blocks that lost what they held to make room."
 )
+PREFIX_FETCHES = Counter(
+    "shunt_engine_prefix_fetches",
+    "Beginnings of prompts that were asked of another pipeline, by what came of them.",
+    ["outcome"],
+)
+OFFERED_BLOCKS = Counter(
+    "shunt_engine_offered_kv_blocks", "KV cache blocks that were kept for other pipelines to fetch."
+)
 FORMATIONS_ENDED = Counter("shunt_engine_formations_ended", "Formations that ended here.")
 
 _BY_PIPELINE = ["model_name", "pipeline"]

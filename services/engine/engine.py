@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -21,9 +21,10 @@ from services.common.notices import NoticeKind
 from services.common.numerics import pipeline_class
 from services.engine.backend import Sampled
 from services.engine.compute import Compute
-from services.engine.core.batching import lead_of
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout
+from services.engine.core.lead import lead_of
+from services.engine.core.prefix_fetching import PrefixFetching, PrefixSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.core.throttle import Throttle
 from services.engine.counters import FORMATIONS_ENDED, Counters
@@ -46,6 +47,7 @@ class EngineLimits:
     form_s: float = 8.0
     max_message_bytes: int = MAX_MESSAGE_BYTES
     core_share: float = 1.0
+    prefixes: PrefixSettings = field(default_factory=PrefixSettings)
 
 
 class Engine:
@@ -181,6 +183,7 @@ class Engine:
             if not self.head.tick() and not self._probing and self.formation is not None:
                 self._probing = True
                 self._keep(self._give_up_stuck(self.formation))
+            self.kv.tick()
             self.counters.gauge(self.head.scheduler)
 
     async def close(self) -> None:
@@ -239,6 +242,7 @@ class Engine:
             limit_bytes=limits.max_message_bytes,
             grammar_library=LIBRARY,
             places=formation.contents.places,
+            prefixes=PrefixFetching(limits.prefixes, formation.kv_block_bytes),
         )
         self.counters.formed(membership.model.model_id, membership.pipeline_id)
         self.head.form(formation, lead, formation.cache.numerics_class)

@@ -26,14 +26,17 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
-from services.engine.block_moves import BlockMoves, KvMoves
+from services.engine.block_moves import BlockMoves
 from services.engine.core.actions import Action
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
+from services.engine.core.lead import Lead
 from services.engine.core.prefix_log import UNTOLD
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters
 from services.engine.formation import FormationPart
+from services.engine.kv_moves import KvMoves
+from services.engine.prefix_offers import PrefixOffers
 from services.engine.tracing import StepTraces
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,8 @@ class ReaderLimits:
     """A reader that does not take a frame for this long is cut off."""
     ahead_share: float = 0.5
     """Blocks that go ahead of their generations do so for this share of the time."""
+    offers: int = 4
+    """Other pipelines that are offered a prompt's beginning at a time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +98,7 @@ class Head:
             changed=self._changed,
             clock=clock,
         )
+        self.offers = PrefixOffers(self._batching, self.moves, limits.offers)
 
     @property
     def tick_s(self) -> float:

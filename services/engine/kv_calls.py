@@ -11,16 +11,16 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import wire as common_wire
 from services.common.errors import ShuntError
-from services.common.exchange import KvMember, KvSource
+from services.common.exchange import KvMember, KvSource, PrefixHolder
 from services.common.nodes import Member
 from services.common.statuses import from_rpc_error
-from services.engine.block_moves import Fetched, Stored
 from services.engine.core.copying import Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import KvExchange
 from services.engine.kv_gatherer import Wanted
+from services.engine.kv_moves import Brought, Stored
 from services.engine.kv_wire import blocks_to, layers_to, layout_to, piece_from, read_to
 from services.engine.peers import Peers
 
@@ -45,19 +45,21 @@ class KvCalls:
         number: int,
         blocks: Sequence[NamedBlock],
         *,
-        last: bool,
+        last: bool = False,
         keep_s: float = 0.0,
+        offered: bool = False,
     ) -> int | None:
         """Every stage keeps what it holds of these, for so long at least, those first that come
-        first; behind the last ones nothing more. So many every stage has room for; None: some stage
-        did not answer, and may be at it yet. They have as long for it as whoever fetches the blocks
-        waits for them."""
+        first; behind the last ones nothing more. What is offered to another pipeline it keeps for
+        so long and no longer. So many every stage has room for; None: some stage did not answer,
+        and may be at it yet. They have as long for it as whoever fetches the blocks waits for
+        them."""
         limit_s = max(self._fetch_s, keep_s)
 
         async def here() -> int:
             async with asyncio.timeout(limit_s):
                 return await self._exchange.keep(
-                    formation, number, blocks, last=last, keep_s=keep_s
+                    formation, number, blocks, last=last, keep_s=keep_s, offered=offered
                 )
 
         async def there(member: Member) -> int:
@@ -68,6 +70,7 @@ class KvCalls:
                     last=last,
                     number=number,
                     keep_s=keep_s,
+                    offered=offered,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.KeepKv(request, timeout=limit_s)
@@ -141,21 +144,50 @@ class KvCalls:
             return ()
         return said.cached
 
-    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Fetched:
-        """What the stages have filled."""
+    async def offer(
+        self,
+        formation: FormationPart,
+        holder: PrefixHolder,
+        names: Sequence[bytes],
+        limit_s: float,
+    ) -> tuple[int, KvSource]:
+        """The holder's stages keep what they have of these for the formation: so many, from the
+        first on, and who keeps them. None, where it does not say so in time."""
+        request = engine_pb2.OfferKvRequest(
+            formation_id=holder.formation_id,
+            layout=formation.kv_layout.name,
+            names=names,
+            limit_s=limit_s,
+        )
+        why = ""
+        try:
+            async with self._peers.to(holder.address) as channel:
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                said = await stub.OfferKv(request, timeout=limit_s)
+            return said.offered, common_wire.kv_source_from(said.source)
+        except grpc.aio.AioRpcError as error:
+            why = from_rpc_error(error).message
+        except ShuntError as error:  # it says nothing of use
+            why = error.message
+        _log.warning("a prefix is not had", extra={"address": holder.address, "why": why})
+        return 0, KvSource(holder.formation_id, ())
+
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Brought:
+        """Every stage fills these, as far as they come in the source's time."""
         limit_s = fetch.source.fetch_s or self._fetch_s
-        rounded = False
+        kept, fetched_bytes, rounded = fetch.holder is not None, 0, False
 
         async def here() -> int:
-            nonlocal rounded
+            nonlocal fetched_bytes, rounded
             filled = await self._exchange.fetch(
-                formation, fetch.number, fetch.source, fetch.blocks, limit_s
+                formation, fetch.number, fetch.source, fetch.blocks, limit_s, waits=not kept
             )
+            fetched_bytes += filled.fetched_bytes
             rounded = rounded or filled.rounded
             return filled.blocks
 
         async def there(member: Member) -> int:
-            nonlocal rounded
+            nonlocal fetched_bytes, rounded
             async with self._peers.to(member.address) as channel:
                 request = engine_pb2.FetchKvRequest(
                     formation_id=formation.id,
@@ -163,13 +195,16 @@ class KvCalls:
                     blocks=blocks_to(fetch.blocks),
                     limit_s=limit_s,
                     number=fetch.number,
+                    kept=kept,
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.FetchKv(request, timeout=limit_s + ANSWER_S)
+                fetched_bytes += said.fetched_bytes
                 rounded = rounded or said.rounded
                 return said.filled
 
-        return Fetched(_least(await self._of_all(formation, here, there)), rounded)
+        count = _least(await self._of_all(formation, here, there))
+        return Brought(count, fetched_bytes, rounded)
 
     async def end(self, formation: FormationPart, number: int) -> bool:
         """No stage does anything to blocks any more for this number; False: one did not say so."""

@@ -34,6 +34,8 @@ KEPT_AT_ONCE = 16
 """Blocks that are copied out of a cache between two steps."""
 FILLED_AT_ONCE = 16
 """Blocks that are copied into a cache between two steps."""
+OFFERED_SHARE = 0.5
+"""Of the shelf, for what is offered to pipelines: the rest stays for generations that move."""
 LOOK_S = 0.02
 """Who waits for blocks that may come looks this often."""
 STILL_S = 0.25
@@ -76,6 +78,10 @@ class KvExchange:
         """How long yet there is something that others may want."""
         return self.shelf.keeps_for_s(self._clock())
 
+    def tick(self) -> None:
+        """Time has passed: what is kept no more gives its memory back."""
+        self.shelf.forget(self._clock())
+
     async def keep(
         self,
         formation: FormationPart,
@@ -84,10 +90,12 @@ class KvExchange:
         *,
         last: bool,
         keep_s: float = 0.0,
+        offered: bool = False,
     ) -> int:
         """Copies what the stage holds of blocks to the shelf, but of those that it keeps already,
-        and keeps it for so long at least; how many it keeps from the first on, for there may be no
-        room. Raises what `FormationPart.export_blocks` does."""
+        and keeps it for so long at least, or just so long what is offered to another pipeline; how
+        many it keeps from the first on, for there may be no room. Raises what
+        `FormationPart.export_blocks` does."""
         layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
         self._keeping += 1
@@ -95,14 +103,15 @@ class KvExchange:
             if not size_bytes:
                 return 0
             names = [name for name, _ in blocks]
-            lacking = self._lacking([layout], layers, names, keep_s)
-            room = self.shelf.room(size_bytes, self._clock())
+            least_s = keep_s if offered else max(keep_s, self.shelf.keep_s)
+            lacking = self._lacking([layout], layers, names, least_s)
+            room = self.shelf.room(size_bytes, self._clock(), OFFERED_SHARE if offered else 1.0)
             for start in range(0, min(room, len(lacking)), KEPT_AT_ONCE):
                 part = lacking[start : min(start + KEPT_AT_ONCE, room)]
                 held = await formation.export_blocks(number, [blocks[i][1] for i in part])
                 for index, data in zip(part, held, strict=True):
                     if not self.shelf.put(
-                        layout, names[index], layers, data, self._clock(), keep_s
+                        layout, names[index], layers, data, self._clock(), least_s
                     ):
                         return index
             formation.keeps(number, blocks)
@@ -110,6 +119,7 @@ class KvExchange:
         finally:
             self._keeping -= 1
             if last:
+                keep_s = max(keep_s, self.shelf.keep_s)
                 self.shelf.complete(formation.id, layout, self._clock(), keep_s)
 
     def _lacking(
@@ -117,7 +127,7 @@ class KvExchange:
         layouts: Iterable[KvLayout],
         layers: range,
         names: Sequence[bytes],
-        keep_s: float = 0.0,
+        keep_s: float | None = None,
     ) -> list[int]:
         """Which of these are kept in none of the layouts; those that are, are kept as long as if
         they came now."""
@@ -191,17 +201,19 @@ class KvExchange:
         source: KvSource,
         blocks: Sequence[NamedBlock],
         limit_s: float,
+        *,
+        waits: bool = True,
     ) -> Filled:
         """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
-        comes within the limit, but for those that hold it already. Raises what
-        `FormationPart.import_blocks` does."""
+        comes within the limit, or is there already where nothing `waits`, but for those that hold
+        it already. Raises what `FormationPart.import_blocks` does."""
         came = fetched_bytes = 0
         contents = formation.contents
         lacking = [index for index, block in enumerate(blocks) if block not in contents]
         names = [blocks[index][0] for index in lacking]
         rounded = any(map(contents.is_rounded, blocks))
         layout, layers = formation.kv_layout, formation.layers
-        gathered = self._gatherer.gathered(source, layout, layers, names, limit_s, waits=True)
+        gathered = self._gatherer.gathered(source, layout, layers, names, limit_s, waits=waits)
         async with aclosing(gathered):
             async for part in gathered:
                 places = [blocks[index][1] for index in lacking[came : came + len(part.blocks)]]

@@ -140,7 +140,12 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         blocks = kv_wire.blocks_from(request.blocks)
         keep_s = kv_wire.limit_from(request.keep_s, "keep_s")
         kept = await self._engine.kv.keep(
-            formation, request.number, blocks, last=request.last, keep_s=keep_s
+            formation,
+            request.number,
+            blocks,
+            last=request.last,
+            keep_s=keep_s,
+            offered=request.offered,
         )
         return engine_pb2.KeepKvResponse(kept=kept)
 
@@ -150,8 +155,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         formation = self._engine.member_of(request.formation_id)
         source = common_wire.kv_source_from(request.source)
         blocks = kv_wire.blocks_from(request.blocks)
+        limit_s = kv_wire.limit_from(request.limit_s)
         filled = await self._engine.kv.fetch(
-            formation, request.number, source, blocks, kv_wire.limit_from(request.limit_s)
+            formation, request.number, source, blocks, limit_s, waits=not request.kept
         )
         return engine_pb2.FetchKvResponse(
             filled=filled.blocks, fetched_bytes=filled.fetched_bytes, rounded=filled.rounded
@@ -216,6 +222,17 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             kv_wire.limit_from(request.limit_s),
         )
         return engine_pb2.CacheKvResponse(cached=cached)
+
+    async def OfferKv(
+        self, request: engine_pb2.OfferKvRequest, context: Context
+    ) -> engine_pb2.OfferKvResponse:
+        offered, source = await self._engine.head.offers.offer(
+            request.formation_id,
+            request.layout,
+            tuple(request.names),
+            kv_wire.limit_from(request.limit_s),
+        )
+        return engine_pb2.OfferKvResponse(offered=offered, source=common_wire.kv_source_to(source))
 
     async def ReadKv(
         self, request: engine_pb2.ReadKvRequest, context: Context

@@ -120,6 +120,13 @@ class EngineSettings(ServiceSettings):
     """Connections over which a stage reads blocks from one other."""
     kv_ahead_share: float = Field(default=0.5, gt=0, le=1)
     """Blocks that go ahead of their generations do so for this share of the time."""
+    kv_prefix_fetch_s: float = Field(default=2.0, ge=0, le=600)
+    """The beginning of a prompt that another pipeline has computed is fetched from it where that
+    takes less time than computing it, and waited for no longer than this; 0: none is fetched."""
+    kv_prefix_at_once: int = Field(default=4, ge=1, le=256)
+    """Beginnings that a head fetches at a time; and as many others may fetch from it."""
+    kv_prefix_bytes_per_s: float = Field(default=1e8, gt=0)
+    """What the link to other pipelines is taken to give, until fetches have shown it."""
     kv_bytes_per_s: float = Field(default=0.0, ge=0)
     """At most so many bytes a second are sent to those that fetch; 0: as many as there are."""
     max_readers: int = Field(default=2048, ge=1)

@@ -20,6 +20,7 @@ from services.common.exchange import (
     HeadLoad,
     Left,
     Phase,
+    PrefixHolder,
     PrefixNews,
     Progress,
     Tokens,
@@ -159,6 +160,11 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         raise InvalidArgument("an epoch is at least 1", field="epoch")
     if not message.formation_id:
         raise InvalidArgument("the formation must be named", field="formation_id")
+    holder = None
+    if message.HasField("prefix_holder"):
+        holder = _holder_from(message.prefix_holder)
+        if message.epoch != 1:
+            raise InvalidArgument("a prefix is fetched at epoch 1", field="prefix_holder")
     request = wire.request_from(message.request)
     return GenerateCall(
         request,
@@ -170,7 +176,15 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         message.reader,
         message.hand_on,
         message.for_nobody,
+        holder,
     )
+
+
+def _holder_from(message: engine_pb2.PrefixHolder) -> PrefixHolder:
+    """Raises InvalidArgument for one that is not reached."""
+    if not (message.address and message.formation_id):
+        raise InvalidArgument("who holds a prefix has a name", field="prefix_holder")
+    return PrefixHolder(message.address, message.formation_id, message.positions)
 
 
 def left_from(message: engine_pb2.DetachRequest | engine_pb2.Detached) -> Left:

@@ -268,9 +268,9 @@ class Router:
             self.quotas.reserve(ask.tenant, request, time.monotonic())
             with _FOR_TIME:
                 sending = await self._sending(Waiter(request, by_s, ask.prompt_bytes))
-            route, sent_s = sending.route, time.monotonic()
+            route, holder, sent_s = sending.route, sending.holder, time.monotonic()
             if route.model != request.model:  # another version is served since
-                model = await self.models.load(route.model)
+                model, holder = await self.models.load(route.model), None
                 request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
@@ -280,6 +280,7 @@ class Router:
             None if journaled_first else route,
             asked_s,
             lambda: self._first_token(sending, time.monotonic() - sent_s),
+            holder,
         )
         try:
             for _ in range(0 if journaled_first else TURNS_TO_LEAVE):

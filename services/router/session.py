@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from opentelemetry import trace
@@ -14,14 +14,13 @@ from opentelemetry import trace
 from services.common.errors import (
     Cancelled,
     FailedPrecondition,
-    NotFound,
     OutOfRange,
     ResourceExhausted,
     ShuntError,
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Closed, GenerationState, GenerationView, Route
+from services.common.exchange import Closed, GenerationState, GenerationView, PrefixHolder, Route
 from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
@@ -40,13 +39,11 @@ from services.router.core.latencies import Latencies
 from services.router.core.reading import Reading
 from services.router.core.transcript import Transcript
 from services.router.heads import Heads
+from services.router.kept_end import kept_end
 from services.router.metrics import TenantSeries
 from services.router.pipelines import PipelineTable
 
 _log = logging.getLogger(__name__)
-END_LOOK_S = 0.005
-"""A head tells the journal of an end when it tells its reader."""
-END_LOOK_MAX_S = 0.1
 
 _READERS_OWN = (Cancelled, Superseded, FailedPrecondition, OutOfRange)
 """A reader gave up, came back elsewhere, or asked for an event that is none of this stream."""
@@ -164,13 +161,17 @@ class Session:
         return changes
 
     def begin(
-        self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
+        self,
+        route: Route | None,
+        asked_s: float,
+        first_token: Callable[[], object] = _nothing,
+        holder: PrefixHolder | None = None,
     ) -> None:
-        """A new generation, on this head, or on one that the controller names; `first_token` is
-        called when that is here."""
+        """A new generation, on this head, whose prompt the `holder` has more of, or on one that the
+        controller names; `first_token` is called when that is here."""
         self._latencies.asked(asked_s)
         self._first_token = first_token
-        self._perform(self._follower.begin(route, self._clock()))
+        self._perform(self._follower.begin(route, self._clock(), holder))
 
     def rejoin(self, view: GenerationView) -> None:
         """A generation that another reader began."""
@@ -215,28 +216,22 @@ class Session:
             self.wake.clear()
 
     async def end_kept(self) -> None:
-        """Of what is kept for long and has ended well: returns when the journal knows that, so that
-        whoever was told finds it so; or after `resume_timeout_s`, for a controller that is away
-        withholds no answer."""
+        """Of what is kept for long and has ended well: returns when the journal knows that, or has
+        heard of a cancel before, so that whoever was told finds it so; or after `resume_timeout_s`,
+        for a controller that is away withholds no answer."""
         terms, ended_well = self.request.response, self.error is None or self.stuck
         if terms is None or not (terms.store and ended_well):
             return
-        pause_s = END_LOOK_S
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._follower.settings.resume_timeout_s):
-                while await self._is_open():
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, END_LOOK_MAX_S)
+        within_s = self._follower.settings.resume_timeout_s
+        asked = self._controller, self.generation_id, self._reading.left_alone
+        state = await kept_end(*asked, within_s)
+        if state is GenerationState.CANCELLED:
+            self._reading.overrule(Cancelled("the generation was cancelled"))
 
-    async def _is_open(self) -> bool:
-        """The journal knows no end of it, or cannot be asked. What was deleted meanwhile is not."""
-        try:
-            view = await self._controller.generation(self.generation_id)
-        except NotFound:
-            return False
-        except ShuntError:
-            return True
-        return view.state is GenerationState.OPEN
+    @property
+    def overruled(self) -> bool:
+        """It has not ended as its ids say."""
+        return self._reading.overruled
 
     def read_for_nobody(self) -> None:
         """It has no client, and reads so that the generation runs on; any client that comes to read

@@ -24,6 +24,7 @@ from services.common.exchange import (
     HeadLoad,
     LeaveReason,
     Phase,
+    PrefixHolder,
     PrefixNews,
     Progress,
     ResumeQuestion,
@@ -71,7 +72,16 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         reader=call.reader,
         hand_on=call.hand_on,
         for_nobody=call.for_nobody,
+        prefix_holder=None if call.prefix_holder is None else _holder_to(call.prefix_holder),
         **{"from": wire.lengths_to(call.from_lengths)},
+    )
+
+
+def _holder_to(holder: PrefixHolder) -> engine_pb2.PrefixHolder:
+    return engine_pb2.PrefixHolder(
+        address=holder.address,
+        formation_id=holder.formation_id,
+        positions=holder.positions,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 from simulator.environment.clock import Clock
@@ -20,6 +21,8 @@ class Environment:
         """What fails at present whoever tries it: launch, load."""
         self.kept_blocks: dict[bytes, bytes] = {}
         """KV blocks by name, that are kept behind the formations that computed them."""
+        self.prefixes = Counter[str]()
+        """What came of beginnings of prompts that were asked of other pipelines."""
         self.clock = Clock()
         self.network = SimulatedNetwork(self.clock, random)
         self._ids = 0

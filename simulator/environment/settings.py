@@ -16,6 +16,7 @@ from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.prefix_fetching import PrefixSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
@@ -117,5 +118,7 @@ class SimulationSettings:
     load_fails: float = 0.0
     kv_travels: bool = False
     """Blocks of what a drain seals are kept, and fetched by who goes on with it."""
+    prefixes: PrefixSettings = field(default_factory=lambda: PrefixSettings(fetch_s=0.0))
+    """Of what pipelines fetch of each other's prefix caches."""
     other_class: float = 0.0
     """Share of the nodes whose arithmetic is of another class."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from services.common.errors import ShuntError
 from services.common.exchange import KvMember
+from services.common.link import Link
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation, DrainFormation
 from services.controller.core.departure.departure import Departure
-from services.controller.core.departure.link import Link
 from services.controller.core.departure.move import Choice
 from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.departure.schedule import at_once, cheapest

@@ -26,19 +26,26 @@ from services.common.notices import NoticeKind
 from services.common.prefix import owner_of
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, Leaving, lead_of
+from services.engine.core.batching import Batching, Due
 from services.engine.core.contents import Contents
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.given_up import GivenUp
 from services.engine.core.incoming import KvFetch, NamedBlock, names_of
+from services.engine.core.lead import Leaving, lead_of
+from services.engine.core.prefix_fetching import PrefixFetching
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.environment.settings import LAYER_BYTES
 from simulator.processes.holdings import Hold, Holdings, Stage
-from simulator.processes.stages import SimulatedStages, facts_of, rounded_block
+from simulator.processes.stages import (
+    BLOCK_BYTES,
+    SimulatedStages,
+    facts_of,
+    rounded_block,
+)
 
 TICK_S = 0.1
 FETCH_S = 0.1
@@ -133,6 +140,8 @@ class SimulatedEngine(Process):
         self._draining: list[Draining] = []
         self._left: Place | None = None
         """Where it was the head last: its caches stay for the next formation of their size."""
+        self._offered: dict[bytes, bytes] = {}
+        """Blocks by name, that are kept for other pipelines."""
         self._went: tuple[Place, Copying] | None = None
         """What went ahead last, and of which place."""
         self._beats_every_s = settings.cluster.heartbeat_interval_s
@@ -292,6 +301,7 @@ class SimulatedEngine(Process):
             progress_s=settings.progress_s,
             limit_bytes=MAX_MESSAGE_BYTES,
             places=place.contents.places,
+            prefixes=PrefixFetching(settings.prefixes, BLOCK_BYTES),
         )
         self._do(self.batching.form(lead, self.numerics_class, self.clock.now_s))
 
@@ -443,21 +453,58 @@ class SimulatedEngine(Process):
             elif not leaving.computed:
                 self.after(ROUND_S, over)
             else:
-                leaving.busy = random.random() <= ROUND_FAILS
-                self.monitor.kept(self.batching, leaving)
-                if leaving.busy:
-                    self.monitor.kept_busy(place.formation_id, leaving)
-                    self.after(LATE_S * random.random(), self._copy, place, leaving)
-                    self.after(LATE_S * random.random(), self._end_keeping, place, leaving)
-                else:
-                    self._copy(place, leaving)
+                kept = self._kept(place, leaving, self.environment.kept_blocks)
                 self._give_back(lent, place)
-                there = set() if leaving.busy else set(ahead.names)
+                there = set(ahead.names) if kept else set()
                 copying.copied(ahead, there)
                 self._into_caches(place, copying, copying.for_caches(ahead, there))
                 self._go_ahead(place, copying, until_s, reply, follows)
 
         self.after(ROUND_S * random.random(), over)
+
+    def _kept(self, place: Place, leaving: Leaving, kept: dict[bytes, bytes]) -> bool:
+        """Every stage keeps them; False: some stage does not answer, and may be at it yet."""
+        random = self.environment.random
+        leaving.busy = random.random() <= ROUND_FAILS
+        self.monitor.kept(self.batching, leaving)
+        if leaving.busy:
+            self.monitor.kept_busy(place.formation_id, leaving)
+            self.after(LATE_S * random.random(), self._copy, place, leaving, kept)
+            self.after(LATE_S * random.random(), self._end_keeping, place, leaving)
+        else:
+            self._copy(place, leaving, kept)
+        return not leaving.busy
+
+    def offer(self, reply: Reply, formation_id: str, names: Sequence[bytes], keep_s: float) -> None:
+        """Keeps for another pipeline what the prefix cache has of these, and says how many."""
+        place, lent = self.place, ExitStack()
+        if place is None or place.formation_id != formation_id:
+            reply(FailedPrecondition("not the head of this formation"))
+            return
+        leaving = lent.enter_context(self.batching.offered(names))
+        self.monitor.keeps(self.batching, leaving)
+
+        def over() -> None:
+            if place is not self.place or place.stages is None:
+                lent.close()
+                reply(FailedPrecondition("the formation is over"))
+            elif not leaving.computed:
+                self.after(ROUND_S, over)
+            else:
+                kept = self._kept(place, leaving, self._offered)
+                self._give_back(lent, place)
+                self.after(keep_s, self._withdraw, [name for name, _ in leaving.blocks])
+                reply(len(leaving.blocks) if kept else 0)
+
+        self.after(ROUND_S * self.environment.random.random(), over)
+
+    def _withdraw(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._offered.pop(name, None)
+
+    def read(self, reply: Reply, names: Sequence[bytes]) -> None:
+        """What is kept for others of these."""
+        reply({name: self._offered[name] for name in names if name in self._offered})
 
     def _into_caches(
         self,
@@ -479,19 +526,19 @@ class SimulatedEngine(Process):
         if place is self.place:
             self._do(self.batching.given_back(self.clock.now_s))
 
-    def _copy(self, place: Place, leaving: Leaving) -> None:
+    def _copy(self, place: Place, leaving: Leaving, kept: dict[bytes, bytes]) -> None:
         """What stages keep then is what blocks hold then; behind the end of a formation nothing."""
         if place is self.place and leaving.number not in place.given_up:
-            self._put(place, leaving.blocks)
+            self._put(place, leaving.blocks, kept)
 
-    def _put(self, place: Place, blocks: Sequence[NamedBlock]) -> None:
+    def _put(self, place: Place, blocks: Sequence[NamedBlock], kept: dict[bytes, bytes]) -> None:
         """What is kept already is not copied again."""
         if place.stages is None:
             return
         for name, block in blocks:
             held = place.stages.block(block)
             self.monitor.holds(name, held, in_place=False)
-            self.environment.kept_blocks.setdefault(name, held)
+            kept.setdefault(name, held)
         place.contents.note(blocks)
 
     def _end_keeping(self, place: Place, leaving: Leaving) -> None:
@@ -596,7 +643,8 @@ class SimulatedEngine(Process):
         for step in due.steps:
             self._submit(step)
         for fetch in due.fetches:
-            self.after(FETCH_S * self.environment.random.random(), self._fetch, self.place, fetch)
+            begin = self._fetch if fetch.holder is None else self._fetch_prefix
+            self.after(FETCH_S * self.environment.random.random(), begin, self.place, fetch)
         if due.checkpoints:
             self._checkpoint()
         for reader in due.readers:
@@ -612,7 +660,7 @@ class SimulatedEngine(Process):
         self.monitor.kept(self.batching, leaving)
         random = self.environment.random
         room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
-        self._put(place, leaving.blocks[:room])
+        self._put(place, leaving.blocks[:room], self.environment.kept_blocks)
         leaving.busy = False
         self._do(self.batching.left(leaving, self.clock.now_s))
 
@@ -643,7 +691,7 @@ class SimulatedEngine(Process):
                 return
             if place is self.place:
                 self.monitor.kept(self.batching, leaving)
-                self._copy(place, leaving)
+                self._copy(place, leaving, self.environment.kept_blocks)
             self._give_back(lent, place)
             if self._went is not None and self._went[0] is self.place is place:
                 copying = self._went[1]
@@ -653,9 +701,37 @@ class SimulatedEngine(Process):
 
         keep()
 
-    def _fetch(self, place: Place | None, fetch: KvFetch) -> None:
+    def _fetch_prefix(self, place: Place | None, fetch: KvFetch) -> None:
+        """Its holder is asked, and whoever keeps what it offers."""
+        holder, began_s, limit_s = fetch.holder, self.clock.now_s, fetch.source.fetch_s
+        if holder is None:
+            return
+
+        def offered(count: Any) -> None:
+            if isinstance(count, ShuntError) or not count:
+                came({})
+            else:
+                left_s = max(0.0, began_s + limit_s - self.clock.now_s)
+                self.call(holder.address, "read", (fetch.names[:count],), came, left_s)
+
+        def came(kept: Any) -> None:
+            there = {} if isinstance(kept, ShuntError) else kept
+            self.environment.prefixes["came" if there else "missed"] += 1
+            self._fetch(place, fetch, there, self.clock.now_s - began_s)
+
+        args = (holder.formation_id, fetch.names, limit_s)
+        self.call(holder.address, "offer", args, offered, limit_s)
+
+    def _fetch(
+        self,
+        place: Place | None,
+        fetch: KvFetch,
+        kept: Mapping[bytes, bytes] | None = None,
+        took_s: float = 0.0,
+    ) -> None:
         """As many from the first on as come; some stages do not answer, and write all the same."""
-        random, kept = self.environment.random, self.environment.kept_blocks
+        random = self.environment.random
+        kept = self.environment.kept_blocks if kept is None else kept
         if place is None or place is not self.place or place.stages is None:
             return
         fault = random.choice(("", "", "", "short", "silent"))
@@ -664,17 +740,22 @@ class SimulatedEngine(Process):
             takewhile(lambda one: one in place.contents or one[0] in kept, fetch.blocks[:most])
         )
         if fault == "silent":
-            self.after(LATE_S * random.random(), self._fill_late, place, fetch.number, there)
+            late_s = LATE_S * random.random()
+            self.after(late_s, self._fill_late, place, fetch.number, there, kept)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
             self._do(self.batching.fetched(fetch, None, self.clock.now_s))
             return
-        rounded = self._fill(place, fetch.number, there)
-        self._do(self.batching.fetched(fetch, len(there), self.clock.now_s, rounded=rounded))
+        rounded = self._fill(place, fetch.number, there, kept)
+        size_bytes, now_s = len(there) * BLOCK_BYTES, self.clock.now_s
+        due = self.batching.fetched(fetch, len(there), now_s, size_bytes, took_s, rounded=rounded)
+        self._do(due)
 
-    def _fill_late(self, place: Place, number: int, blocks: list[NamedBlock]) -> None:
+    def _fill_late(
+        self, place: Place, number: int, blocks: list[NamedBlock], kept: Mapping[bytes, bytes]
+    ) -> None:
         """By then nobody waits for it."""
-        self._fill(place, number, blocks)
+        self._fill(place, number, blocks, kept)
 
     def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
         """The stages say that they write no more."""
@@ -683,7 +764,9 @@ class SimulatedEngine(Process):
             self.monitor.given_up(place.formation_id, fetch.blocks)
             self._do(self.batching.ended(fetch, self.clock.now_s))
 
-    def _fill(self, place: Place, number: int, blocks: list[NamedBlock]) -> bool:
+    def _fill(
+        self, place: Place, number: int, blocks: list[NamedBlock], kept: Mapping[bytes, bytes]
+    ) -> bool:
         """What lies in its place is as it is; whether something was rounded, of what may be. Behind
         the end of a formation nothing is written: the caches may be the next one's."""
         if place is not self.place or place.stages is None or number in place.given_up:
@@ -699,8 +782,7 @@ class SimulatedEngine(Process):
                 self.monitor.holds(name, place.stages.block(block), in_place=True)
                 narrow.discard(name)
                 continue
-            held = self.environment.kept_blocks[name]
-            place.stages.fill(block, rounded_block(held) if name in narrow else held)
+            place.stages.fill(block, rounded_block(kept[name]) if name in narrow else kept[name])
             place.contents.written([block])
             if name in narrow:
                 place.contents.note_rounded([block])

@@ -30,7 +30,7 @@ from services.router.core.actions import (
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
 from services.router.core.hearing import Hearing
-from services.router.core.prefixes import PrefixIndex
+from services.router.core.prefixes import PrefixIndex, holder_of
 from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
 from simulator.environment.addresses import CONTROLLER
@@ -295,7 +295,10 @@ class SimulatedRouter(Process):
         found = self.prefixes.found(request)
         asks_first = again or request.runs_unread
         route = None if asks_first else self.balancer.pick(request.model.model_id, found)
-        following.perform(following.follower.begin(route, self.clock.now_s))
+        holder = None
+        if route is not None:
+            holder = holder_of(found, route, self.balancer.routes_of(request.model.model_id))
+        following.perform(following.follower.begin(route, self.clock.now_s, holder))
 
     def rejoin(self, client: Stream, asked: tuple[str, str]) -> None:
         """A client comes back with its last event id."""

@@ -27,6 +27,7 @@ SHARING = "services/engine/core/sharing.py"
 PREFIX = "services/common/prefix.py"
 ENTRY = "services/controller/core/ledger/entry.py"
 BATCHING = "services/engine/core/batching.py"
+LEAD = "services/engine/core/lead.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
 DEALER = "services/controller/core/cluster/dealer.py"
@@ -50,6 +51,7 @@ SHELF = "services/engine/core/shelf.py"
 SHELVES = "shelves.py"
 CONTENTS = "services/engine/core/contents.py"
 SEATS = "seats.py"
+PREFIXES = "prefixes.py"
 QUOTAS = "services/router/core/quotas.py"
 ADMISSION = "services/router/core/admission.py"
 DISPATCHING = "services/router/core/dispatching.py"
@@ -635,21 +637,21 @@ MISTAKES = (
     ),
     Mistake(
         "blocks are given away while they are copied",
-        BATCHING,
+        LEAD,
         "        allocator.share(places)\n",
         "",
         SPLITS,
     ),
     Mistake(
         "blocks that go ahead are given away while they are copied",
-        BATCHING,
+        LEAD,
         "        allocator.share(places)\n",
         "",
         AHEAD,
     ),
     Mistake(
         "blocks are kept before the step is back that brings what they hold",
-        BATCHING,
+        LEAD,
         "self.scheduler is None or self.scheduler.is_back(self.behind)",
         "True",
         AHEAD,
@@ -684,7 +686,7 @@ MISTAKES = (
     ),
     Mistake(
         "what a silent stage may copy yet is given to another",
-        BATCHING,
+        LEAD,
         "        if not self.busy and self.scheduler",
         "        if self.scheduler",
         AHEAD,
@@ -717,6 +719,56 @@ MISTAKES = (
         "            fresh = [block for _, block in one.fetch.blocks]\n"
         "            self._scheduler.give_beginning(one.there, fresh, ())\n",
         AHEAD,
+    ),
+    Mistake(
+        "who waits for a fetch that another one waits for is alone with it",
+        INCOMING,
+        "            self._awaited[number].waiting.append(_Waiting(start))\n",
+        "            self._awaited[number].waiting = [_Waiting(start)]\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "who stops takes those along that wait with it",
+        INCOMING,
+        "            one.waiting = left\n",
+        "            one.waiting = left = []\n",
+        PREFIXES,
+        first=20,
+    ),
+    Mistake(
+        "one of those that wait for a fetch starts",
+        INCOMING,
+        "w.unread) for w in one.waiting]",
+        "w.unread) for w in one.waiting[:1]]",
+        PREFIXES,
+    ),
+    Mistake(
+        "who stops while it waits starts all the same",
+        INCOMING,
+        "            one.waiting = left\n",
+        "            pass\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "blocks that are offered are given away while they are copied",
+        LEAD,
+        "        allocator.share(places)\n",
+        "",
+        PREFIXES,
+    ),
+    Mistake(
+        "what is offered is named by who comes next in its prompt",
+        BATCHING,
+        "        leaving = Leaving.taken(self.lead, tuple(zip(names, found, strict=False)))\n",
+        "        leaving = Leaving.taken(self.lead, tuple(zip(names[1:], found, strict=False)))\n",
+        PREFIXES,
+    ),
+    Mistake(
+        "another salt's beginning is fetched",
+        PREFIX,
+        "    salted = length + digest + request.cache_salt.encode()",
+        "    salted = length + digest",
+        PREFIXES,
     ),
     Mistake(
         "what is written over is taken for what it was",

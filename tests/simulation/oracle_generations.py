@@ -42,9 +42,10 @@ from services.controller.core.ledger.records import (
 )
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Leaving
+from services.engine.core.batching import Batching
 from services.engine.core.held import Life
 from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.lead import Leaving
 from services.engine.core.scheduler import Step
 from services.engine.core.sequence import BatchedSequence
 from services.router.core.follower import Follower
@@ -294,9 +295,8 @@ class GenerationOracle(Watch):
         self._check_blocks(batching)
         held, running = batching.generations._held, set(step.keys)
         awaited = batching.lead.incoming._awaited.values() if batching.lead is not None else ()
-        fetches = {
-            one.start.key for one in awaited if one.start is not None
-        }  # they wait for blocks, and for nobody
+        # They wait for blocks, and for nobody.
+        fetches = {waiting.start.key for one in awaited for waiting in one.waiting}
         waits = [
             key
             for generation in held.values()

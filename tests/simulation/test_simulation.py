@@ -1,6 +1,6 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, rounding.py, seats.py, markets.py, crowds.py, departures.py, doors.py, background.py and
-oracles.py.
+schedules.py, ahead.py, rounding.py, seats.py, prefixes.py, markets.py, crowds.py, departures.py,
+doors.py, background.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -26,6 +26,7 @@ from faults import ROWS
 from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
+from prefixes import PrefixSchedule
 from rounding import RoundingSchedule, happened
 from schedules import Schedule, table
 from seats import SeatedSchedule
@@ -42,6 +43,7 @@ COVERED_SEEDS = {
     "departures.py": 40,
     "splits.py": 60,
     "ahead.py": 20,
+    "prefixes.py": 10,
     "shelves.py": 20,
     "doors.py": 15,
     "background.py": 15,
@@ -54,6 +56,7 @@ MISTAKE_SEEDS = {
     "splits.py": 60,
     "ahead.py": 60,
     "seats.py": 15,
+    "prefixes.py": 40,
     "shelves.py": 10,
     "doors.py": 30,
     "background.py": 15,
@@ -62,6 +65,7 @@ MISTAKE_SEEDS = {
 AHEAD = 25
 ROUNDED = 40
 SEATED = 6
+FETCHING = 20
 SHELVES = 50
 CROWDS = 8
 DEPARTING = 45
@@ -177,6 +181,22 @@ def test_what_lies_in_its_place_is_what_it_is_named_for() -> None:
             raise
         blocks += schedule.oracle.blocks
     assert min(blocks[kind] for kind in ("kept", "found", "in place")) > 5 * SEATED
+
+
+@pytest.mark.timeout(600)
+def test_every_invariant_holds_where_pipelines_fetch_beginnings_of_prompts() -> None:
+    came = Counter[str]()
+    for seed in range(FETCHING):
+        schedule = PrefixSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of those that fetch beginnings")
+            raise
+        came += schedule.world.environment.prefixes
+    print(f"\n{FETCHING} schedules, 0 violations: {dict(came)}")
+    assert came["came"] > FETCHING // 2
+    assert came["missed"] > 0
 
 
 @pytest.mark.timeout(600)

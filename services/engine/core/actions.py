@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.common.exchange import KvSource
+from services.common.exchange import KvSource, PrefixHolder
 from services.common.generation import GenerationRequest, TokenLogprob
 
 
@@ -26,6 +26,8 @@ class StartSequence:
     output_ids: tuple[int, ...]
     source: KvSource | None = None
     """Where its blocks may still be had."""
+    holder: PrefixHolder | None = None
+    """Where those of its prompt's beginning may be had."""
     names: list[bytes] = field(default_factory=list, compare=False)
     """Of its blocks, from the first on, as far as anybody asked."""
 

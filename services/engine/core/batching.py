@@ -7,15 +7,13 @@ does. What is left for the edge is what this answers with.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass
 
 from services.common.exchange import GenerateCall, KvSource, Phase
-from services.common.generation import ModelRef
 from services.common.prefix import owner_of, root_of
-from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
+from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import (
     Action,
     DropSequence,
@@ -29,12 +27,9 @@ from services.engine.core.actions import (
 )
 from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
-from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
-from services.engine.core.load import LoadGauge
-from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
-from services.engine.core.step_size import most_rows
-from services.engine.core.validation import Bounds
+from services.engine.core.incoming import KvFetch
+from services.engine.core.lead import Lead, Leaving
+from services.engine.core.scheduler import Step, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,98 +54,6 @@ class Due:
     """To be kept by every stage; answer each with `left`."""
     waited_s: tuple[float, ...] = ()
     """Of each sequence that came into the batch for the first time: how long it waited for that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """What exists while this process heads a formation."""
-
-    formation_id: str
-    scheduler: Scheduler
-    bounds: Bounds
-    pace: Pace
-    gauge: LoadGauge = field(default_factory=LoadGauge)
-    numbers: Iterator[int] = field(default_factory=lambda: count(1))
-    """For what stages are asked to do to blocks."""
-    incoming: Incoming = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "incoming", Incoming(self.scheduler, self.numbers))
-
-
-def lead_of(
-    formation_id: str,
-    model: ModelRef,
-    facts: StageFacts,
-    *,
-    stages: int,
-    kv_blocks: int,
-    settings: SchedulerSettings,
-    progress_s: float,
-    limit_bytes: int,
-    grammar_library: str = "",
-    places: Mapping[bytes, int] | None = None,
-) -> Lead:
-    """What the head of this many stages begins with; `facts` are those of its own. Blocks of some
-    names may lie in their `places` already.
-
-    Raises FailedPrecondition when no step fits into a message.
-    """
-    positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
-    rows = most_rows(facts, kv_blocks, positions, settings, limit_bytes)
-    batches = replace(
-        settings,
-        token_budget=min(settings.token_budget, rows),
-        max_drafts=settings.max_drafts if facts.exact else 0,
-    )
-    return Lead(
-        formation_id,
-        Scheduler(batches, kv_blocks, stages, places),
-        Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
-        Pace(progress_s),
-    )
-
-
-@dataclass(slots=True, eq=False)
-class Leaving:
-    """Blocks that the stages are to keep for others."""
-
-    blocks: tuple[NamedBlock, ...]
-    number: int = 0
-    busy: bool = False
-    """Some stage may be at it."""
-    scheduler: Scheduler | None = None
-    """Whose they are."""
-    behind: int = 0
-    """A block has its name before a step brings what it holds: the last such step."""
-
-    @classmethod
-    def of(cls, lead: Lead, starts: Iterable[StartSequence]) -> Leaving:
-        """What is computed of sequences, in their order; no step writes to it until it is given
-        back."""
-        blocks = dict[bytes, int]()
-        for start in starts:
-            names = names_of(start)
-            blocks |= zip(names, lead.scheduler.blocks.find(names), strict=False)
-        return cls.taken(lead, tuple(blocks.items()))
-
-    @classmethod
-    def taken(cls, lead: Lead, blocks: tuple[NamedBlock, ...]) -> Leaving:
-        """These are nobody else's until they are given back."""
-        places, allocator = [block for _, block in blocks], lead.scheduler.blocks
-        allocator.share(places)
-        behind = allocator.named_by(places)
-        return cls(blocks, next(lead.numbers), scheduler=lead.scheduler, behind=behind)
-
-    @property
-    def computed(self) -> bool:
-        """They hold what they are named for, at every stage."""
-        return self.scheduler is None or self.scheduler.is_back(self.behind)
-
-    def give_back(self) -> None:
-        """Whatever a stage may be at stays taken."""
-        if not self.busy and self.scheduler is not None:
-            self.scheduler.blocks.release([block for _, block in self.blocks])
 
 
 class Batching:
@@ -209,25 +112,33 @@ class Batching:
         return self._carry_out(actions, now_s, came_back=result)
 
     def fetched(
-        self, fetch: KvFetch, count: int | None, now_s: float, *, rounded: bool = False
+        self,
+        fetch: KvFetch,
+        count: int | None,
+        now_s: float,
+        size_bytes: int = 0,
+        took_s: float = 0.0,
+        *,
+        rounded: bool = False,
     ) -> Due:
         """The first `count` blocks of a fetch of the formation that is led hold what they should,
-        at every stage, some of them `rounded`; None: some stage did not answer."""
+        at every stage, some of them `rounded`; None: some stage did not answer. So many bytes came
+        from other processes for it, in that time."""
         lead = self.lead
         if lead is None:
             return Due()
-        starts = lead.incoming.fetched(fetch.number, count, rounded=rounded)
+        if fetch.holder is not None:
+            lead.prefixes.came(fetch.holder, size_bytes, took_s, now_s)
         if rounded:
             self.generations.rounded(fetch.owners(count))
-        if starts is None:
-            return self.given_back(now_s)
-        start, unread = starts
-        if count:
-            self.generations.moved(start.key, "kv")
-        due: list[Action] = [start]
-        if unread:
-            due.append(SetUnread(start.key, True))
-        return self._carry_out(due, now_s)
+        due: list[Action] = []
+        for start, unread in lead.incoming.fetched(fetch.number, count, rounded=rounded):
+            if count:
+                self.generations.moved(start.key, "kv")
+            due.append(start)
+            if unread:
+                due.append(SetUnread(start.key, True))
+        return self._carry_out(due, now_s) if due else self.given_back(now_s)
 
     def ended(self, fetch: KvFetch, now_s: float) -> Due:
         """No stage writes any more to what a fetch of the formation that is led was to fill, and
@@ -251,6 +162,20 @@ class Batching:
             yield Leaving(())
             return
         leaving = Leaving.of(self.lead, sealed)
+        try:
+            yield leaving
+        finally:
+            leaving.give_back()
+
+    @contextmanager
+    def offered(self, names: Sequence[bytes]) -> Iterator[Leaving]:
+        """The blocks of the prefix cache that hold the first of these names; no step writes to one
+        until every stage has answered."""
+        if self.lead is None:
+            yield Leaving(())
+            return
+        found = self.lead.scheduler.offerable(names)
+        leaving = Leaving.taken(self.lead, tuple(zip(names, found, strict=False)))
         try:
             yield leaving
         finally:
@@ -355,7 +280,7 @@ class Batching:
                     self._queued_s.setdefault(action.key, now_s)
                     if lead.incoming.came_rounded(action):
                         self.generations.rounded({owner_of(root_of(action.request))})
-                    if lead.incoming.holds_back(action):
+                    if lead.incoming.holds_back(action, now_s):
                         continue
                     ahead = lead.incoming.came_ahead(action)
                     self.generations.moved(action.key, "kv" if ahead else "replay")

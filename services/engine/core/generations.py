@@ -211,8 +211,8 @@ class Generations:
             if choice.finish is None:
                 choice.in_batch = True
                 ids = tuple(choice.run.ids)
-                start = StartSequence(begun.key(index), begun.request, ids, call.kv_source)
-                actions.append(start)
+                key, source, holder = begun.key(index), call.kv_source, call.prefix_holder
+                actions.append(StartSequence(key, begun.request, ids, source, holder))
         return [*actions, *self._finish_if_ended(begun, now_s), Wake(reader_id), WakeCheckpoints()]
 
     def _attach(

@@ -247,10 +247,24 @@ class Scheduler:
         self._blocks.share(found)
         return found
 
+    def offerable(self, names: Sequence[bytes]) -> list[int]:
+        """Those that may be taken to be copied for others: a block is left to each that runs."""
+        offered, spare = list[int](), self._spare
+        for block in self._blocks.find(names):
+            spare -= self._blocks.idle_among((block,))
+            if spare < 0:
+                break
+            offered.append(block)
+        return offered
+
     def take_free(self, names: Sequence[bytes]) -> list[int]:
         """A block for each of these, or for as many as there are: one is left to each that runs."""
-        spare = self._blocks.free_count - len(self._running) - 1
-        return self._blocks.allocate(max(0, min(len(names), spare)), names)
+        return self._blocks.allocate(min(len(names), self._spare), names)
+
+    @property
+    def _spare(self) -> int:
+        """Blocks that may be taken beside what runs, which has one left for each."""
+        return max(0, self._blocks.free_count - len(self._running) - 1)
 
     def give_beginning(
         self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]

@@ -30,7 +30,7 @@ class Shelf:
     """Of one process, whatever stages it has had."""
 
     def __init__(self, limit_bytes: int, keep_s: float) -> None:
-        self._limit_bytes, self._keep_s = limit_bytes, keep_s
+        self._limit_bytes, self.keep_s = limit_bytes, keep_s
         self._by_name: dict[tuple[str, bytes], list[Kept]] = {}
         self._order: list[tuple[float, int, Kept]] = []
         """A heap: what may go first comes first. What was kept for longer since goes back."""
@@ -44,17 +44,22 @@ class Shelf:
         """When the last of it goes."""
         return max(0.0, self._last_s - now_s)
 
-    def room(self, size_bytes: int, now_s: float) -> int:
-        """How many blocks of this size fit."""
-        self._forget(now_s)
-        return (self._limit_bytes - self.used_bytes) // size_bytes
+    def room(self, size_bytes: int, now_s: float, share: float = 1.0) -> int:
+        """How many blocks of this size fit into this share of it, beside all that is there."""
+        self.forget(now_s)
+        return max(0, int(share * self._limit_bytes) - self.used_bytes) // size_bytes
 
     def renew(
-        self, layout_name: str, name: bytes, layers: range, now_s: float, keep_s: float = 0.0
+        self,
+        layout_name: str,
+        name: bytes,
+        layers: range,
+        now_s: float,
+        keep_s: float | None = None,
     ) -> bool:
-        """Keeps what it has of a block of just these layers as long as if it came now, for `keep_s`
-        at least; False: it has not."""
-        self._forget(now_s)
+        """Keeps what it has of a block of just these layers as long as if it came now; False: it
+        has not."""
+        self.forget(now_s)
         for kept in self._by_name.get((layout_name, name), []):
             if kept.layers == layers:
                 kept.until_s = max(kept.until_s, self._until_s(now_s, keep_s))
@@ -68,9 +73,10 @@ class Shelf:
         layers: range,
         data: bytes | memoryview,
         now_s: float,
-        keep_s: float = 0.0,
+        keep_s: float | None = None,
     ) -> bool:
-        """Keeps what a stage has of a block, for `keep_s` at least; False: there is no room."""
+        """Keeps what a stage has of a block for `keep_s`, or as long as the shelf keeps it; False:
+        there is no room."""
         if self.renew(layout.name, name, layers, now_s, keep_s):
             return True
         if self.used_bytes + len(data) > self._limit_bytes:
@@ -82,22 +88,23 @@ class Shelf:
         return True
 
     def complete(
-        self, formation_id: str, layout: KvLayout, now_s: float, keep_s: float = 0.0
+        self, formation_id: str, layout: KvLayout, now_s: float, keep_s: float | None = None
     ) -> None:
-        """All that will be kept of a formation is; that counts for `keep_s` at least."""
-        self._complete[formation_id] = layout, now_s + max(self._keep_s, keep_s)
+        """All that will be kept of a formation is; that counts for as long as what is put."""
+        kept_s = self.keep_s if keep_s is None else keep_s
+        self._complete[formation_id] = layout, now_s + kept_s
 
     def layout_of(self, formation_id: str, now_s: float) -> KvLayout | None:
         """How blocks of a formation lie of which nothing more comes; None for one that is not
         known, or not any more."""
-        self._forget(now_s)
+        self.forget(now_s)
         return self._complete.get(formation_id, (None, 0.0))[0]
 
     def find(
         self, layout_name: str, name: bytes, layers: range, now_s: float
     ) -> Iterator[tuple[range, memoryview]]:
         """What there is of a block's layers, each layer once."""
-        self._forget(now_s)
+        self.forget(now_s)
         end = layers.start
         for kept in sorted(
             self._by_name.get((layout_name, name), []), key=lambda kept: kept.layers.start
@@ -107,12 +114,13 @@ class Shelf:
                 yield wanted, kept.layout.cut(kept.data, kept.layers, wanted)
                 end = wanted.stop
 
-    def _until_s(self, now_s: float, keep_s: float) -> float:
-        until_s = now_s + max(self._keep_s, keep_s)
+    def _until_s(self, now_s: float, keep_s: float | None) -> float:
+        until_s = now_s + (self.keep_s if keep_s is None else keep_s)
         self._last_s = max(self._last_s, until_s)
         return until_s
 
-    def _forget(self, now_s: float) -> None:
+    def forget(self, now_s: float) -> None:
+        """What was kept for long enough goes, and its memory with it."""
         while self._order and self._order[0][0] <= now_s:
             _, number, kept = heappop(self._order)
             if kept.until_s > now_s:

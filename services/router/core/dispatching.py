@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import ResourceExhausted
-from services.common.exchange import PrefixNews, Route
+from services.common.exchange import PrefixHolder, PrefixNews, Route
 from services.common.fair_queue import FairQueue, Shares, turn_of
 from services.common.generation import GenerationRequest, PriorityClass
 from services.router.core.balancer import Balancer
 from services.router.core.least_rows import LeastRows
 from services.router.core.prediction import Comer, Predictor
-from services.router.core.prefixes import PrefixIndex
+from services.router.core.prefixes import PrefixIndex, holder_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +41,8 @@ class Sending:
     """Positions of its prompt that are computed there."""
     first_token_s: float | None
     """When its first token is expected, in seconds from now; None: not known."""
+    holder: PrefixHolder | None = None
+    """Another pipeline that has more of its prompt computed."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ class Dispatcher:
         """Where it goes now; None: it waits. `anyway`: it has waited for a free place long enough.
         Raises ResourceExhausted where it would come too late."""
         request = waiter.request
-        routes = self._balancer.routes_of(request.model.model_id)
+        serving = routes = self._balancer.routes_of(request.model.model_id)
         found = self.prefixes.found(request)
         comers = {
             route.formation_id: Comer.of(request, found.get(route.formation_id, 0))
@@ -123,7 +125,8 @@ class Dispatcher:
         said = self.predictor.predict(formation_id, comers[formation_id])
         self.predictor.sent(formation_id, comers[formation_id], now_s)
         first_s = said.first_token_s if said is not None else None
-        return Sending(route, found.get(formation_id, 0), first_s)
+        holder = holder_of(found, route, serving)
+        return Sending(route, found.get(formation_id, 0), first_s, holder)
 
     def _in_time(
         self, routes: Sequence[Route], comers: dict[str, Comer], by_s: float, now_s: float

@@ -46,6 +46,7 @@ from services.common.exchange import (
     Grant,
     KvSource,
     LeaveReason,
+    PrefixHolder,
     Progress,
     ResumeQuestion,
     Route,
@@ -113,6 +114,8 @@ class Follower:
         self._base: tuple[TokenSpan, ...] = ()
         self._kv_source: KvSource | None = None
         """Where blocks of the base may be had."""
+        self._prefix_holder: PrefixHolder | None = None
+        """Where blocks of its prompt may be had at epoch 1."""
         self._verified = [0] * request.choices
         """Lengths up to which base or present head agree with what is held."""
         self._stream = 0
@@ -145,12 +148,14 @@ class Follower:
 
     # Beginnings and ends
 
-    def begin(self, route: Route | None, now_s: float) -> list[Action]:
+    def begin(
+        self, route: Route | None, now_s: float, holder: PrefixHolder | None = None
+    ) -> list[Action]:
         """A new generation, at epoch 1 on this head; None: no pipeline is known, so the
-        controller is asked for one."""
+        controller is asked for one. The `holder` has more of its prompt than that head."""
         if route is None:
             return self._resume(now_s)
-        self.epoch = 1
+        self.epoch, self._prefix_holder = 1, holder
         return self._attach(route, now_s)
 
     def rejoin(self, view: GenerationView, now_s: float) -> list[Action]:
@@ -308,6 +313,7 @@ class Follower:
             self._reader,
             route.hands_on,
             self.for_nobody,
+            self._prefix_holder if self.epoch == 1 else None,
         )
         return [OpenStream(self._stream, route, call)]
 
@@ -336,20 +342,27 @@ class Follower:
         self._question += 1
         self._asking = True
         self._ask_at_s = None
-        held = tuple(
-            run.span(index, 0, None, self._finish[index])
-            for index, run in enumerate(self.runs)
-            if len(run) or self._finish[index] is not None
-        )
         left = self.route.formation_id if self.route is not None and self._reason else ""
         name, epoch, request = self.request.generation_id, self.epoch, self.request
         unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
         if self._is_reached(now_s):
             unheard_s = min(unheard_s, self._all_silent_s)
         question = ResumeQuestion(
-            name, epoch, request, held, left, self._reason, unheard_s, self._handed_on
+            name, epoch, request, self._held(), left, self._reason, unheard_s, self._handed_on
         )
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
+
+    def _held(self) -> tuple[TokenSpan, ...]:
+        return tuple(
+            run.span(index, 0, None, self._finish[index])
+            for index, run in enumerate(self.runs)
+            if len(run) or self._finish[index] is not None
+        )
+
+    def last_question(self) -> ResumeQuestion:
+        """Of a generation that has ended: has the controller keep what this reader holds of it,
+        where its head is gone before it told the journal."""
+        return ResumeQuestion(self.request.generation_id, self.epoch, self.request, self._held())
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
         """The controller's answer."""

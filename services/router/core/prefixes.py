@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.common.exchange import PrefixNews
+from services.common.exchange import PrefixHolder, PrefixNews, Route
 from services.common.generation import GenerationRequest
 from services.common.prefix import chain_of, told
 
 MAX_HELD = 1 << 17
 """Blocks of one head that are remembered; heads tell half as many."""
+
+
+LEAST_MORE = 128
+"""Positions that another pipeline must have beyond those of the one that a prompt goes to: less is
+computed sooner than asked for."""
+
+
+def holder_of(
+    found: Mapping[str, int], route: Route, routes: Sequence[Route]
+) -> PrefixHolder | None:
+    """Which of these pipelines has most of a prompt computed, as `found` tells, of which the one
+    that it goes to lacks enough; None: none has."""
+    most = max(routes, key=lambda one: found.get(one.formation_id, 0), default=route)
+    positions = found.get(most.formation_id, 0)
+    if positions - found.get(route.formation_id, 0) < LEAST_MORE:
+        return None
+    return PrefixHolder(most.address, most.formation_id, positions)
 
 
 @dataclass(slots=True)

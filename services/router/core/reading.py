@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.common.errors import DataLoss, ResourceExhausted, ShuntError
-from services.common.exchange import Frame, GenerationView
+from services.common.exchange import Frame, GenerationView, ResumeQuestion
 from services.router.core.actions import Action, AskResume, CloseStream, Deliver, End, OpenStream
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
@@ -32,6 +32,8 @@ class Reading:
         self.ended = False
         self.error: ShuntError | None = None
         """Set with `ended`, when it did not end well."""
+        self.overruled = False
+        """It has not ended as its ids say."""
         self.writing = False
         """The edge waits for its client to take something."""
         self._balancer = balancer
@@ -68,6 +70,18 @@ class Reading:
     def fail(self, error: ShuntError) -> list[Action]:
         """Ends this reader; the generation stays resumable."""
         return [] if self.ended else self.perform([*self.follower.detach(), End(error)])
+
+    def left_alone(self) -> ResumeQuestion | None:
+        """Its last head serves no more: what has the controller keep the end that it told; None
+        while the head can tell it itself."""
+        route = self.follower.route
+        if route is None or self._balancer.serves(route.formation_id):
+            return None
+        return self.follower.last_question()
+
+    def overrule(self, error: ShuntError) -> None:
+        """What ended well by its ids has not, for those that keep it."""
+        self.overruled, self.error = True, error
 
     def close(self, *, resumable: bool) -> list[Action]:
         """The client is gone. A generation that it can resume goes on, and parks when nobody comes

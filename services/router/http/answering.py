@@ -44,6 +44,10 @@ class Teller(Protocol):
         """The last of an answer whose readers have ended, well or not."""
         ...
 
+    def tells_end_of(self, session: Session) -> bool:
+        """The end of a session, though it is an error, is an event like others."""
+        ...
+
     def settling(self) -> Coroutine[Any, Any, None] | None:
         """What has to end before that may be told, if anything has to."""
         ...
@@ -59,7 +63,8 @@ async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller
                     await _next(wake)
         if not exchange.disconnected:
             for session in sessions:
-                if session.error is not None and not session.transcript.waiting_bytes:
+                untold = not (session.transcript.waiting_bytes or teller.tells_end_of(session))
+                if session.error is not None and untold:
                     raise session.error
             first = teller.beginning()
             await exchange.begin(200, STREAM_HEADERS)
@@ -189,6 +194,9 @@ class Chunks:
 
     def settling(self) -> None:
         """Nothing has to."""
+
+    def tells_end_of(self, session: Session) -> bool:
+        return False
 
     def ending(self) -> bytes:
         sessions = [session for _, session in self._answers]

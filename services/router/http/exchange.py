@@ -184,8 +184,9 @@ class Exchange:
 
     def close(self) -> None:
         """The request has been served. Raises what went wrong when its client left."""
-        if self._watch is not None and not self._watch.cancel():
-            self._watch.result()
+        watch, self._watch = self._watch, None  # which holds this: a circle would outlive it
+        if watch is not None and not watch.cancel():
+            watch.result()
 
     async def answer(self, status: int, body: bytes, media_type: str = "application/json") -> None:
         """A whole answer."""

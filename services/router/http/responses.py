@@ -72,10 +72,10 @@ class Responses:
             elif streamed:
                 await stream(exchange, [session], Events(session))
             elif await ended(exchange, [session]):
-                if session.error is not None and not session.stuck:
-                    raise session.error
                 async with while_connected(exchange):
                     await session.end_kept()
+                if session.error is not None and not session.stuck:
+                    raise session.error
                 events = Events(session)
                 events.told()
                 events.ending()
@@ -250,6 +250,8 @@ class Events:
         return self._session.end_kept()
 
     def told(self) -> bytes:
+        if self._session.overruled:
+            return b""  # its last ids are an end that is none
         transcript = self._session.transcript
         deltas, cached = transcript.take(), transcript.usage.cached_tokens
         return b"".join(self._events.feed(d.ids, d.logprobs, cached) for d in deltas)
@@ -259,6 +261,9 @@ class Events:
         if session.stuck:
             return self._events.ended(FinishReason.GRAMMAR)
         return b"" if session.error is None else self._events.error(fields_of(session.error))
+
+    def tells_end_of(self, session: Session) -> bool:
+        return session.stuck
 
     def whole(self) -> dict[str, Any]:
         """The response, as far as its events were asked for."""

@@ -250,6 +250,7 @@ def generate(
     metadata: tuple[tuple[str, str], ...] = (),
     kv_source: common_pb2.KvSource | None = None,
     hand_on: bool = False,
+    prefix_holder: engine_pb2.PrefixHolder | None = None,
 ) -> Stream:
     message = engine_pb2.GenerateRequest(
         request=wire.request_to(asked),
@@ -257,6 +258,7 @@ def generate(
         formation_id=formation_id,
         kv_source=kv_source,
         hand_on=hand_on,
+        prefix_holder=prefix_holder,
     )
     if held:
         message.held.append(common_pb2.TokenSpan(choice=0, start=0, ids=held))

@@ -408,10 +408,10 @@ async def test_blocks_of_a_stage_that_does_not_answer_are_given_back_when_it_wri
     assert last.engine is not None
     fetch, goes_on, late = last.engine.kv.fetch, asyncio.Event(), list[asyncio.Task[object]]()
 
-    async def late_fetch(*asked: object) -> object:
+    async def late_fetch(*asked: object, **more: object) -> object:
         async def behind() -> object:
             await goes_on.wait()
-            return await fetch(*asked)  # type: ignore[arg-type]
+            return await fetch(*asked, **more)  # type: ignore[arg-type]
 
         late.append(asyncio.create_task(behind()))
         return await asyncio.shield(late[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -90,6 +91,22 @@ async def test_who_has_a_prompts_beginning_is_asked_for_the_rest(
     mesh.prefixes[1].append(news([], names(mesh)[0], whole=True))
     await ask(http, **LONG)
     await heard(router, mesh, set())
+
+
+async def test_who_is_asked_in_another_ones_place_is_told_who_has_the_beginning(
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any
+) -> None:
+    await ask(http, **LONG)
+    mesh.prefixes[1].append(news(names(mesh), whole=True))
+    await heard(router, mesh, {"f1"})
+    mesh.calls.clear()
+    await asyncio.gather(*(ask(http, **LONG) for _ in range(8)))
+    told_of = {head: call.prefix_holder for head, call in mesh.calls}
+    assert set(told_of) == {0, 1}
+    assert not told_of[1].formation_id
+    holder = told_of[0]
+    assert (holder.formation_id, holder.positions) == ("f1", len(names(mesh)) * BLOCK)
+    assert holder.address
 
 
 async def test_what_a_head_had_goes_with_it(

@@ -121,6 +121,43 @@ async def test_a_stream_whose_end_waits_for_the_journal_is_not_silent(mesh: Fake
     assert "event: response.completed" in rest
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_end_that_a_head_took_with_it_is_kept_by_its_reader(
+    mesh: FakeMesh, streamed: bool
+) -> None:
+    mesh.journal_lag = 1
+    async with (
+        mesh.router(resume_timeout_s=600.0) as router,
+        httpx.AsyncClient(timeout=60, base_url=f"http://127.0.0.1:{router.http_port}") as http,
+    ):
+        await until(lambda: router.router.ready)
+        asked = {**ASKED, "stream": streamed}
+        asking = asyncio.create_task(http.post("/v1/responses", json=asked))
+        await until(lambda: sum(mesh.looked.values()) >= 2)
+        ((name, entry),) = mesh.journal.items()
+        entry.ids[0].pop()
+        mesh.journal_lag = 0
+        await mesh.kill(entry.head)
+        assert '"completed"' in (await asking).text
+        kept = await http.get(f"/v1/responses/resp_{name}")
+    assert kept.json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_completed(
+    mesh: FakeMesh, http: httpx.AsyncClient, streamed: bool
+) -> None:
+    mesh.journal_lag = 1
+    asking = asyncio.create_task(http.post("/v1/responses", json={**ASKED, "stream": streamed}))
+    await until(lambda: sum(mesh.looked.values()) >= 2)
+    (name,) = mesh.journal
+    answer = await http.post(f"/v1/responses/resp_{name}/cancel")
+    assert answer.json()["status"] == "cancelled"
+    told = await asking
+    assert "completed" not in told.text
+    assert "cancelled" in told.text
+
+
 async def _answered(client: openai.AsyncOpenAI, *, streamed: bool) -> str:
     if not streamed:
         return (await client.responses.create(**ASKED)).id
@@ -153,6 +190,20 @@ async def test_an_events_id_is_taken_back_and_names_the_ids(
         assert answer.status_code == status, event
         if status != 200:
             assert answer.json()["error"]["param"] == "last_event_id"
+
+
+async def test_who_has_all_ids_of_a_stuck_response_is_told_its_end(
+    http: httpx.AsyncClient, mesh: FakeMesh
+) -> None:
+    mesh.stuck_at = 5
+    whole = await http.post("/v1/responses", json={**ASKED, "stream": True})
+    events = [f"{event}\n\n" for event in whole.text.split("\n\n")[:-1]]
+    assert "event: response.failed\n" in events[-1]
+    places = [re.findall(r"^id: (.*)$", event, re.MULTILINE)[0] for event in events]
+    url = f"/v1/responses/resp_{whole.headers['x-generation-id']}?stream=true"
+    for number, place in enumerate(places):
+        rest = await http.get(url, headers={"last-event-id": place})
+        assert (rest.status_code, rest.text) == (200, "".join(events[number + 1 :]))
 
 
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object"}}

@@ -9,10 +9,10 @@ from typing import Any
 from services.common.errors import Unavailable
 from services.common.exchange import KvMember, KvSource, Route
 from services.common.generation import LayerRange, ModelRef
+from services.common.link import UNSEEN_BYTES_PER_S
 from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.departure.lengths import AnswerLengths
-from services.controller.core.departure.link import UNSEEN_BYTES_PER_S
 from services.controller.core.departure.move import Choice, Move, Rates, Reason, Stream
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 from services.controller.departures import Departures, Journaled

@@ -9,8 +9,8 @@ from typing import Any
 from services.common.errors import Unavailable
 from services.common.exchange import KvMember, KvSource
 from services.common.generation import LayerRange
+from services.common.link import UNSEEN_BYTES_PER_S, Link
 from services.common.nodes import Member
-from services.controller.core.departure.link import UNSEEN_BYTES_PER_S, Link
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Heir, WentAhead
 from services.controller.pushes import ROUND_S, Pushes

@@ -27,18 +27,18 @@ from services.engine.block_moves import (
     REST_S,
     BlockMoves,
     Copied,
-    Fetched,
-    Stored,
 )
 from services.engine.core import incoming
 from services.engine.core.actions import SequenceKey
-from services.engine.core.batching import Batching, Lead
+from services.engine.core.batching import Batching
 from services.engine.core.copying import LAST_BLOCKS, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds
+from services.engine.kv_moves import Brought, Stored
 
 MODEL = ModelRef("m", "d")
 LAYERS = LayerRange(0, 1)
@@ -126,7 +126,14 @@ class Rig:
         return [copied.blocks for copied in await self.copied(calls)]
 
     async def keep(
-        self, formation: Any, number: int, blocks: Any, *, last: bool, keep_s: float = 0.0
+        self,
+        formation: Any,
+        number: int,
+        blocks: Any,
+        *,
+        last: bool = False,
+        keep_s: float = 0.0,
+        offered: bool = False,
     ) -> int | None:
         self.kept.append(len(blocks))
         self.meanwhile()
@@ -155,7 +162,12 @@ class Rig:
         self.chains += map(list, chains)
         return [len(names) for names in chains]
 
-    async def fetch(self, formation: Any, fetch: Any) -> Fetched:
+    async def offer(
+        self, formation: Any, holder: Any, names: Sequence[bytes], limit_s: float
+    ) -> tuple[int, KvSource]:
+        raise AssertionError("nobody was to be asked")
+
+    async def fetch(self, formation: Any, fetch: Any) -> Brought:
         raise AssertionError("nothing was to be fetched")
 
     async def end(self, formation: Any, number: int) -> bool:

@@ -34,15 +34,15 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
-from services.engine.block_moves import Fetched, Stored
-from services.engine.core.batching import Lead
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
 from services.engine.head import Head, ReaderLimits
+from services.engine.kv_moves import Brought, Stored
 
 MODEL = ModelRef("m", "d")
 
@@ -91,9 +91,7 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(
-        self, formation: Any, number: int, blocks: Any, *, last: bool, keep_s: float = 0.0
-    ) -> int | None:
+    async def keep(self, *asked: Any, **more: Any) -> int | None:
         raise AssertionError("nothing was to be kept")
 
     async def store(self, *asked: Any) -> Stored:
@@ -102,7 +100,10 @@ class NothingMoves:
     async def cache(self, *asked: Any) -> list[int]:
         raise AssertionError("nothing was to go ahead")
 
-    async def fetch(self, formation: Any, fetch: Any) -> Fetched:
+    async def offer(self, *asked: Any) -> tuple[int, KvSource]:
+        raise AssertionError("nobody was to be asked")
+
+    async def fetch(self, formation: Any, fetch: Any) -> Brought:
         raise AssertionError("nothing was to be fetched")
 
     async def end(self, formation: Any, number: int) -> bool:

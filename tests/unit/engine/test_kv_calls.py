@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import grpc
 
 from services.common.exchange import KvSource
-from services.engine.block_moves import Fetched
 from services.engine.core.incoming import KvFetch
 from services.engine.kv_calls import KvCalls
+from services.engine.kv_moves import Brought
 from services.engine.peers import Peers
 
 
@@ -23,7 +23,7 @@ class Failing:
     async def keep(self, *asked: Any, **more: Any) -> int:
         raise RuntimeError("out of pinned memory")
 
-    async def fetch(self, *asked: Any) -> Any:
+    async def fetch(self, *asked: Any, **more: Any) -> Any:
         raise RuntimeError("out of pinned memory")
 
 
@@ -50,16 +50,17 @@ async def test_blocks_are_waited_for_as_long_as_their_grant_says() -> None:
     class Slow(Failing):
         waited_s: ClassVar[list[float]] = []
 
-        async def fetch(self, *asked: Any) -> Any:
+        async def fetch(self, *asked: Any, waits: bool) -> Any:
             self.waited_s.append(asked[-1])
-            return SimpleNamespace(blocks=1, rounded=False)
+            assert waits
+            return SimpleNamespace(blocks=1, fetched_bytes=7, rounded=True)
 
     slow: Any = Slow()
     formation: Any = Alone()
     calls = KvCalls(slow, Peers(nobody), 5.0)
     for source in (KvSource("g", ()), KvSource("g", (), 40.0)):
-        came = await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),)))
-        assert came == Fetched(1)
+        brought = await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),)))
+        assert brought == Brought(1, 7, rounded=True)
     assert Slow.waited_s == [5.0, 40.0]
 
 
@@ -90,7 +91,7 @@ async def test_a_heads_own_stage_that_fails_at_blocks_does_not_answer() -> None:
     formation: Any = Alone()
     calls = KvCalls(failing, Peers(nobody), 60.0)
     assert await calls.keep(formation, 1, [(b"a", 0)], last=True) is None
-    fetch = KvFetch(2, KvSource("g", ()), ((b"a", 0),))
-    assert (await calls.fetch(formation, fetch)).count is None
+    brought = await calls.fetch(formation, KvFetch(2, KvSource("g", ()), ((b"a", 0),)))
+    assert brought.count is None
     assert await calls.end(formation, 1)
     assert formation.given_up == [1]

@@ -16,7 +16,9 @@ from services.common.exchange import (
     CheckpointRefusal,
     Closed,
     CloseReason,
+    GenerateCall,
     Phase,
+    PrefixHolder,
     Progress,
     Tokens,
 )
@@ -29,6 +31,7 @@ from services.common.generation import (
 )
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, SequenceOpen, SequenceStep
+from services.router.wire import generate_call_to
 from tests.samplings import samplings
 
 BATCH = Batch(
@@ -78,6 +81,8 @@ def test_a_call_is_read_whole() -> None:
     assert (call.request, call.epoch, call.formation_id) == (asked, 3, "f")
     assert call.held == (TokenSpan(1, 0, (5, 6)),)
     assert call.from_lengths == (0, 2)
+    assert call.prefix_holder is None
+    message.epoch = 1
     for field, value in (("epoch", 0), ("formation_id", "")):
         broken = engine_pb2.GenerateRequest()
         broken.CopyFrom(message)
@@ -85,6 +90,21 @@ def test_a_call_is_read_whole() -> None:
         with pytest.raises(InvalidArgument) as refused:
             wire.call_from(broken)
         assert refused.value.field == field
+
+
+def test_who_holds_a_prompts_beginning_is_read_as_a_router_says_it() -> None:
+    asked = GenerationRequest("g", ModelRef("m", "d"), (1, 2), Sampling(9))
+    holder = PrefixHolder("a:1", "other", 640)
+    call = GenerateCall(asked, 1, "f", from_lengths=(0,), prefix_holder=holder)
+    message = generate_call_to(call)
+    assert wire.call_from(message) == call
+    for broken in (replace(holder, address=""), replace(holder, formation_id="")):
+        with pytest.raises(InvalidArgument) as refused:
+            wire.call_from(generate_call_to(replace(call, prefix_holder=broken)))
+        assert refused.value.field == "prefix_holder"
+    with pytest.raises(InvalidArgument) as refused:
+        wire.call_from(generate_call_to(replace(call, epoch=2)))
+    assert refused.value.field == "prefix_holder"
 
 
 def test_every_frame_has_its_message() -> None:

@@ -7,10 +7,11 @@ from services.common.exchange import GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, ModelRef, Sampling
 from services.engine.backend import Sampled, StageFacts
 from services.engine.core.actions import SequenceKey, StartSequence
-from services.engine.core.batching import Batching, Due, Lead, lead_of
+from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.incoming import names_of
+from services.engine.core.lead import Lead, lead_of
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from dataclasses import replace
+from typing import Any
 
-from services.common.exchange import GenerateCall, KvMember, KvSource
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from services.common.exchange import GenerateCall, KvMember, KvSource, PrefixHolder
 from services.common.generation import (
     CancelReason,
     GenerationRequest,
@@ -16,11 +21,14 @@ from services.common.generation import (
 )
 from services.common.prefix import chain_of
 from services.engine.backend import Sampled
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.actions import SequenceKey, StartSequence
+from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
-from services.engine.core.incoming import KvFetch
+from services.engine.core.incoming import Incoming, KvFetch
+from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
+from services.engine.core.prefix_fetching import PrefixFetching, PrefixSettings
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step
 from services.engine.core.validation import Bounds
 
@@ -305,6 +313,234 @@ def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
     leaving.busy = False
     assert batching.left(leaving, 0.6) == Due()
     assert scheduler.used_blocks == 0
+
+
+LONG = tuple(i % 999 for i in range(16 * 40 + 1))
+HOLDER = PrefixHolder("a:1", "other", len(LONG))
+NAMES = list(chain_of(GenerationRequest("g", MODEL, LONG, Sampling(4)), 16))
+
+
+def asked(
+    name: str, *, choices: int = 1, holder: PrefixHolder | None = HOLDER, prompt: Any = LONG
+) -> GenerateCall:
+    request = GenerationRequest(name, MODEL, prompt, Sampling(4), choices)
+    return GenerateCall(request, 1, "f", prefix_holder=holder)
+
+
+def beside_others(blocks: int = 200, at_once: int = 2) -> Batching:
+    """A row takes as long as a block does to come."""
+    batching = Batching(Generations("i", HeadSettings()))
+    scheduler = Scheduler(SchedulerSettings(max_drafts=0), blocks, 2)
+    scheduler.step_cost.observe(10, 0.1)
+    prefixes = PrefixFetching(PrefixSettings(60.0, at_once, 1e6), 10_000)
+    lead = Lead("f", scheduler, Bounds(MODEL, 1000, 4096), Pace(1.0, 0.0), prefixes=prefixes)
+    batching.form(lead, "exact", 0.0)
+    return batching
+
+
+def test_the_beginning_of_a_prompt_comes_from_who_has_it() -> None:
+    batching = beside_others()
+    fetch = only_fetch(batching.generate(1, asked("g"), 0.0))
+    assert (fetch.names, fetch.holder) == (NAMES, HOLDER)
+    assert 0 < fetch.source.fetch_s <= 60.0
+    step, *_ = batching.fetched(fetch, 30, 0.1).steps
+    assert step.batch.steps[0].start == 30 * 16
+
+
+def test_what_the_caches_have_of_it_is_not_fetched() -> None:
+    batching = beside_others()
+    _, due = batching.take_ahead([NAMES[:10]], SOURCE)
+    batching.fetched(only_fetch(due), 10, 0.1)
+    assert only_fetch(batching.generate(1, asked("g"), 0.2)).names == NAMES[10:]
+
+
+def test_no_more_of_it_comes_than_its_holder_has() -> None:
+    batching = beside_others()
+    short = PrefixHolder("a:1", "other", 16 * 20 + 7)
+    assert only_fetch(batching.generate(1, asked("g", holder=short), 0.0)).names == NAMES[:20]
+
+
+def test_choices_and_requests_that_begin_alike_wait_for_one_fetch() -> None:
+    batching = beside_others()
+    fetch = only_fetch(batching.generate(1, asked("g", choices=2), 0.0))
+    alike = asked("h", prompt=(*LONG[:-100], *range(100)))
+    due = batching.generate(2, alike, 0.0)
+    assert (due.fetches, due.steps) == ((), ())
+    assert scheduler_of(batching).used_blocks == 40
+    steps = batching.fetched(fetch, 40, 0.1).steps
+    running, waiting = scheduler_of(batching).present
+    keys = {(one.key.generation_id, one.key.choice) for one in (*running, *waiting)}
+    assert keys == {("g", 0), ("g", 1), ("h", 0)}
+    assert all(step.batch.steps[0].start for step in steps)
+
+
+def test_who_stops_takes_nothing_from_those_that_wait_with_it() -> None:
+    batching = beside_others()
+    prompt = GenerationRequest("p", MODEL, (1, 2, 3), Sampling(20))
+    batching.generate(1, GenerateCall(prompt, 1, "f"), 0.0)
+    batching.generate(2, asked("g"), 0.0)
+    batching.generate(3, asked("h"), 0.0)
+    batching.act(batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1), 0.1)
+    assert scheduler_of(batching).used_blocks > 40
+    (fetch,) = batching.came_back(1, [Sampled(0, 0, 7)], 0.2).fetches
+    batching.fetched(fetch, 40, 0.3)
+    assert scheduler_of(batching).find(SequenceKey("g", 1, 0)) is None
+    assert scheduler_of(batching).find(SequenceKey("h", 1, 0)) is not None
+
+
+def test_when_all_have_stopped_nothing_is_fetched() -> None:
+    batching = beside_others()
+    prompt = GenerationRequest("p", MODEL, (1, 2, 3), Sampling(20))
+    batching.generate(1, GenerateCall(prompt, 1, "f"), 0.0)
+    for number, name in enumerate("gh", 2):
+        batching.generate(number, asked(name), 0.0)
+    for name in "gh":
+        batching.act(batching.generations.cancel(name, None, CancelReason.CLIENT, 0.1), 0.1)
+    assert not batching.came_back(1, [Sampled(0, 0, 7)], 0.2).fetches
+    assert scheduler_of(batching).used_blocks == 1
+
+
+def test_what_comes_beyond_so_many_fetches_is_computed() -> None:
+    batching = beside_others(at_once=1)
+    fetch = only_fetch(batching.generate(1, asked("g"), 0.0))
+    other = asked("h", prompt=LONG[::-1])
+    step, *_ = batching.generate(2, other, 0.0).steps
+    assert step.batch.steps[0].start == 0
+    batching.fetched(fetch, 40, 0.1)
+    batching.generate(3, asked("i", prompt=LONG[1:]), 0.2)
+    fetches = [one for number in (1, 2, 3) for one in batching.came_back(number, [], 0.3).fetches]
+    assert len(fetches) == 1, "the first one is over"
+
+
+def test_a_miss_is_computed_and_shuns_who_was_waited_for() -> None:
+    batching = beside_others()
+    fetch = only_fetch(batching.generate(1, asked("g"), 0.0))
+    step, *_ = batching.fetched(fetch, 0, 5.0, 0, 5.0).steps
+    assert step.batch.steps[0].start == 0
+    batching.generate(2, asked("h", prompt=LONG[::-1]), 5.1)
+    assert scheduler_of(batching).find(SequenceKey("h", 1, 0)) is not None
+
+
+def read(batching: Batching) -> int:
+    """A prompt, and it is over; blocks that the prefix cache has since."""
+    due = batching.generate(1, asked("g", holder=None), 0.0)
+    steps = list(due.steps)
+    while steps:
+        last = steps.pop(0)
+        sampled = [Sampled(0, 0, 7)] if last.batch.steps[0].sample else []
+        if sampled:
+            cancel = batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1)
+            steps += batching.act(cancel, 0.1).steps
+        steps += batching.came_back(last.number, sampled, 0.1).steps
+    return scheduler_of(batching).blocks.cached_count
+
+
+def test_an_offer_is_nobody_elses_until_it_is_given_back() -> None:
+    batching = beside_others()
+    assert read(batching) == 40
+    with batching.offered([*NAMES[:30], b"?", *NAMES[31:]]) as leaving:
+        assert [name for name, _ in leaving.blocks] == NAMES[:30]
+        assert leaving.computed
+        assert scheduler_of(batching).used_blocks == 30
+    assert scheduler_of(batching).used_blocks == 0
+
+
+def test_what_a_step_on_its_way_brings_is_offered_behind_it() -> None:
+    batching = beside_others()
+    step, *_ = batching.generate(1, asked("g", holder=None), 0.0).steps
+    with batching.offered(NAMES[:3]) as leaving:
+        assert len(leaving.blocks) == 3
+        assert not leaving.computed
+        batching.came_back(step.number, [], 0.1)
+        assert leaving.computed
+
+
+def test_an_offer_leaves_a_block_to_each_that_runs() -> None:
+    batching = beside_others(blocks=64)
+    read(batching)
+    other = replace(asked("r").request, prompt_ids=(5,) * 160)
+    batching.generate(2, GenerateCall(other, 1, "f"), 0.2)
+    free = scheduler_of(batching).blocks.free_count
+    assert free > 40
+    taken = scheduler_of(batching).take_free([bytes([n]) for n in range(free - 32)])
+    with batching.offered(NAMES) as leaving:
+        assert len(leaving.blocks) == 30
+    scheduler_of(batching).give_beginning((), taken, ())
+
+
+LENGTHS = [160, 320, 641]
+
+
+class Beginnings(RuleBasedStateMachine):
+    """Sequences that begin alike or do not come, are stopped, and what they wait for comes, in part
+    or not at all: each starts once, unless it was stopped, and no block is left taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(SchedulerSettings(max_drafts=0), 90, 2)
+        self.scheduler.step_cost.observe(10, 0.1)
+        prefixes = PrefixFetching(PrefixSettings(60.0, 2, 1e6), 10_000)
+        self.incoming = Incoming(self.scheduler, itertools.count(1), prefixes)
+        self.now_s, self.names = 0.0, itertools.count()
+        self.waiting = set[SequenceKey]()
+        self.fetches = dict[int, KvFetch]()
+        self.silent = list[int]()
+
+    @rule(
+        first=st.integers(0, 2), length=st.sampled_from([160, 320, 641]), choices=st.integers(1, 2)
+    )
+    def comes(self, first: int, length: int, choices: int) -> None:
+        prompt = tuple((first + i) % 999 for i in range(length))
+        name = str(next(self.names))
+        request = GenerationRequest(name, MODEL, prompt, Sampling(4), choices)
+        for choice in range(choices):
+            key = SequenceKey(name, 1, choice)
+            start = StartSequence(key, request, (), holder=HOLDER)
+            if self.incoming.holds_back(start, self.now_s):
+                self.waiting.add(key)
+        self._due()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def stops(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.waiting, key=str)))
+        self.incoming.stop(key)
+        self.waiting.remove(key)
+
+    @precondition(lambda self: self.fetches)
+    @rule(data=st.data(), took_s=st.sampled_from([0.01, 1.0]))
+    def comes_back(self, data: st.DataObject, took_s: float) -> None:
+        number = data.draw(st.sampled_from(sorted(self.fetches)))
+        fetch = self.fetches.pop(number)
+        count = data.draw(st.none() | st.integers(0, len(fetch.blocks)))
+        started = [start.key for start, _ in self.incoming.fetched(number, count)]
+        assert len(set(started)) == len(started)
+        assert self.waiting.issuperset(started)
+        self.waiting.difference_update(started)
+        if count is None:
+            self.silent.append(number)
+
+    @precondition(lambda self: self.silent)
+    @rule()
+    def stage_answers(self) -> None:
+        self.incoming.ended(self.silent.pop())
+
+    def _due(self) -> None:
+        for fetch in self.incoming.due():
+            assert fetch.number not in self.fetches
+            self.fetches[fetch.number] = fetch
+
+    @invariant()
+    def whoever_waits_waits_for_something(self) -> None:
+        assert len(self.fetches) <= 2
+        assert self.fetches or not self.waiting
+        blocks = [block for fetch in self.fetches.values() for _, block in fetch.blocks]
+        assert len(set(blocks)) == len(blocks)
+        if not (self.fetches or self.silent):
+            assert self.scheduler.used_blocks == 0
+
+
+TestBeginnings = Beginnings.TestCase
 
 
 def rounding(name: str = "g") -> GenerateCall:

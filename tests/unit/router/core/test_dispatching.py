@@ -6,7 +6,7 @@ import pytest
 
 from services.common import prefix
 from services.common.errors import ResourceExhausted
-from services.common.exchange import HeadLoad, PrefixNews, Route, TenantLoad
+from services.common.exchange import HeadLoad, PrefixHolder, PrefixNews, Route, TenantLoad
 from services.common.generation import GenerationRequest, ModelRef, PriorityClass, Sampling
 from services.router.core.balancer import Balancer
 from services.router.core.dispatching import Dispatcher, Sending, Waiter
@@ -231,3 +231,19 @@ def test_what_heads_told_is_forgotten_with_them(dispatcher: Dispatcher, balancer
     sending = dispatcher.send(Waiter(asked(), by_s=0.01), 0.0)
     assert sending is not None
     assert sending.first_token_s is None
+
+
+def test_who_goes_to_another_than_has_its_prompt_is_told_who_does(
+    balancer: Balancer, dispatcher: Dispatcher
+) -> None:
+    request = replace(asked(), prompt_ids=tuple(range(400)))
+    names = tuple(map(prefix.told, prefix.chain_of(request, 16)))
+    dispatcher.told("f-a", PrefixNews(16, True, names), 0.0)
+    first = dispatcher.send(Waiter(request), 0.0)
+    assert first is not None
+    assert (first.route.formation_id, first.holder) == ("f-a", None)
+    balancer.began("f-a")
+    second = dispatcher.send(Waiter(request), 0.0)
+    assert second is not None
+    assert (second.route.formation_id, second.found) == ("f-b", 0)
+    assert second.holder == PrefixHolder("h:1", "f-a", 400)

@@ -23,6 +23,7 @@ from services.common.exchange import (
     Grant,
     LeaveReason,
     Phase,
+    PrefixHolder,
     Progress,
     Route,
     Tokens,
@@ -86,6 +87,19 @@ def test_a_new_generation_opens_epoch_1_at_one_head() -> None:
     (opened,) = Follower(REQUEST, FollowerSettings()).begin(A, 0.0)
     assert isinstance(opened, OpenStream)
     assert (opened.route, opened.call.epoch, opened.call.formation_id) == (A, 1, "f-a")
+
+
+def test_who_holds_its_prompt_is_told_at_epoch_1_alone() -> None:
+    holder = PrefixHolder("a:1", "f", 640)
+    follower = Follower(REQUEST, FollowerSettings())
+    (opened,) = follower.begin(A, 0.0, holder)
+    assert isinstance(opened, OpenStream)
+    assert opened.call.prefix_holder == holder
+    *_, asked = follower.frame(1, Closed(CloseReason.MOVED, (0,)), 0.1)
+    assert isinstance(asked, AskResume)
+    *_, again = follower.granted(asked.number, Grant(2, B, ()), 0.2)
+    assert isinstance(again, OpenStream)
+    assert again.call.prefix_holder is None
 
 
 def test_without_a_route_the_controller_is_asked() -> None:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.exchange import PrefixNews
+from services.common.exchange import PrefixHolder, PrefixNews, Route
 from services.common.generation import GenerationRequest, ModelRef, Sampling
 from services.common.prefix import chain_of, told
 from services.router.core import prefixes
-from services.router.core.prefixes import PrefixIndex
+from services.router.core.prefixes import LEAST_MORE, PrefixIndex, holder_of
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), tuple(range(70)), Sampling(1))
 NAMES = tuple(map(told, chain_of(REQUEST, 16)))
@@ -50,3 +50,21 @@ def test_no_head_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     full = index(a=4)
     full.told("a", PrefixNews(16, False, NAMES))
     assert full.found(REQUEST) == {"a": 48}
+
+
+ROUTES = [
+    Route(name, f"f-{name}", "i", f"{name}:1", 100.0, REQUEST.model, 4096) for name in ("a", "b")
+]
+
+
+def test_who_has_most_of_a_prompt_is_named_where_it_goes_elsewhere() -> None:
+    found = {"f-a": 640, "f-b": 32, "f-gone": 4096}
+    assert holder_of(found, ROUTES[1], ROUTES) == PrefixHolder("a:1", "f-a", 640)
+    assert holder_of(found, ROUTES[0], ROUTES) is None, "it goes to who has it"
+    assert holder_of({}, ROUTES[0], ROUTES) is None
+
+
+def test_little_more_than_there_is_already_is_not_worth_a_word() -> None:
+    for more, told_of in ((LEAST_MORE - 16, False), (LEAST_MORE, True)):
+        holder = holder_of({"f-a": 64 + more, "f-b": 64}, ROUTES[1], ROUTES)
+        assert (holder is not None) is told_of

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -107,3 +109,28 @@ async def test_what_fails_when_a_client_goes_is_not_lost() -> None:
     await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         client.exchange.close()
+
+
+async def test_what_was_served_is_no_garbage() -> None:
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(_message: Any) -> None:
+        raise AssertionError
+
+    scope = {"shunt.visit": Visit("req_1", {}), "shunt.tenant": NOBODY}
+    exchange = Exchange(scope, receive, send, RouterSettings(), BodyBudget(1 << 20))
+    gc.collect()
+    gc.disable()
+    try:
+        with exchange.leaving():
+            await asyncio.sleep(0)  # somebody watches for its client from now on
+        exchange.close()
+        known = weakref.ref(exchange)
+        del exchange
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert known() is None
+    finally:
+        gc.enable()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.controller.core.departure.link import FORGOTTEN_S, UNSEEN_BYTES_PER_S, Link
+from services.common.link import FORGOTTEN_S, UNSEEN_BYTES_PER_S, Link
 
 
 def test_while_little_went_over_it_nothing_follows() -> None:

@@ -13,9 +13,13 @@ _FADES = 0.7
 
 
 class Link:
-    """Of one mesh, its engines' share of it included: blocks go for a part of the time."""
+    """As a controller knows that of its mesh, or a head that of its formation to others; engines'
+    share of it included: blocks go for a part of the time."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, unseen_bytes_per_s: float = UNSEEN_BYTES_PER_S, forgotten_s: float = FORGOTTEN_S
+    ) -> None:
+        self._unseen_bytes_per_s, self._forgotten_s = unseen_bytes_per_s, forgotten_s
         self._bytes = self._took_s = 0.0
         self._seen_s: float | None = None
 
@@ -30,8 +34,8 @@ class Link:
     def bytes_per_s(self, now_s: float) -> float:
         """What it gives now, as far as is known."""
         if self._is_old(now_s) or self._took_s < LEAST_S:
-            return UNSEEN_BYTES_PER_S
+            return self._unseen_bytes_per_s
         return self._bytes / self._took_s
 
     def _is_old(self, now_s: float) -> bool:
-        return self._seen_s is None or now_s - self._seen_s >= FORGOTTEN_S
+        return self._seen_s is None or now_s - self._seen_s >= self._forgotten_s
