@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
-from collections.abc import Mapping
-from contextlib import suppress
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +26,8 @@ NO_END: dict[str, Any] = {"ignore_eos": False, "min_tokens": MAX_TOKENS}
 ignored has none, and a reader takes a run of them for a gap."""
 NOTICE_S = 60
 WAIT_S = 240.0
+LOOK_S = 0.1
+"""A process has little behind it when it is that old."""
 
 Stats = Mapping[str, engine_pb2.EngineStats]
 """Of each engine, by its process."""
@@ -75,3 +81,42 @@ _NOTHING = engine_pb2.EngineStats()
 
 def _missed(stats: engine_pb2.EngineStats) -> int:
     return stats.prefix_queries - stats.prefix_hits
+
+
+@asynccontextmanager
+async def starts_held(mesh: meshes.Mesh) -> AsyncIterator[None]:
+    """Engines that the mesh starts inside the block stand still until its end: each has a machine
+    of its own elsewhere, and here it would read its weights on the cores of those that serve."""
+    services = (await mesh.status())["services"]
+    controller = next(s["pid"] for s in services if s["name"] == "controller")
+    before, held = _children(controller), set[int]()
+
+    async def hold() -> None:
+        while True:
+            for pid in _children(controller) - before - held:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    held.add(pid)
+            await asyncio.sleep(LOOK_S)
+
+    holding = asyncio.create_task(hold())
+    try:
+        yield
+    finally:
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+        for pid in held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def _children(parent: int) -> set[int]:
+    """Of a process."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it may have ended just now
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == parent:
+                    found.add(int(entry.name))
+    return found

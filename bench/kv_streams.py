@@ -2,7 +2,8 @@
 
 So many streams run in a mesh of two pipelines when a node of the one that has more of them is given
 notice. They all go on at the other one, and who of them waits longest waits the longest gap. While
-their blocks go ahead, the old head decodes on: what is lost of that is told, too.
+their blocks go ahead, the old head decodes on: what is lost of that is told, too. The spare that
+takes the place of the one that is used begins to start behind all this.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bench.kv_mesh import (
     computed_positions,
     controller_of,
     engine_stats,
+    starts_held,
 )
 from bench.spares import until_warm
 from services.common import channels
@@ -37,6 +39,8 @@ BEFORE, BEHIND = 8, 8
 """Events of each stream before the notice, and behind the hand-over."""
 RATED_S = 5.0
 """Before the notice, for the rate of decoding then."""
+LOOK_S = 1.0
+"""Who looks more often takes part of a core from what is looked at."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,10 @@ async def move_all(
             moving = {r.generation_id: r for r in records if r.generation_id in struck}
             before = await engine_stats(mesh)
             told_s, offset_s = time.monotonic(), time.time() - time.monotonic()
-            await mesh.give_notice(tail, NOTICE_S)
-            async with asyncio.timeout(WAIT_S):
+            async with starts_held(mesh), asyncio.timeout(WAIT_S):
+                await mesh.give_notice(tail, NOTICE_S)
                 while any(lines[name]["epoch"] == struck[name] for name in moving):
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(LOOK_S)
                     lines = await _lines(mesh)
             had = {name: len(record.arrivals_s) for name, record in moving.items()}
             await meshes.until(

@@ -33,35 +33,46 @@ class Row:
 
     whole: str = "uninterrupted"
     """The scenario of the run that it is a share of."""
+    without: str = "scenario-a-stops"
+    """That in which nothing is handled."""
 
     @property
     def name(self) -> str:
         return f"{self.scenario} {self.strategy}"
 
 
-HELD_OUT = "32b-uninterrupted"
+HELD_OUT, HELD_OUT_NONE = "32b-uninterrupted", "32b-scenario-a-stops"
 """Runs of which nothing was fitted."""
+REPLANS_NONE = "scenario-a-stops-replans"
 ROWS = (
     Row("uninterrupted", "full", Published(1.321, 67.7, 1.008)),
     Row("scenario-a", "full", Published(1.193, 62.3, 1.224)),
     Row("scenario-a", "concurrent-init", Published(1.102, 155.8, 1.007)),
     Row("scenario-a-stops", "migration", Published(1.025, 61.0, 1.489)),
     Row("scenario-a-stops", "none", Published(0.952, 212.9, 1.007)),
-    Row("scenario-a-replans", "full"),
-    Row("scenario-a-replans", "spotserve"),
-    Row("32b-uninterrupted", "full", Published(5.384, 24.3, 0.621), HELD_OUT),
-    Row("32b-scenario-a", "full", Published(5.312, 24.0, 0.632), HELD_OUT),
-    Row("32b-scenario-a", "concurrent-init", Published(5.119, 34.0, 0.623), HELD_OUT),
-    Row("32b-scenario-a-stops", "migration", Published(4.878, 23.7, 0.681), HELD_OUT),
-    Row("32b-scenario-a-stops", "none", Published(4.779, 41.1, 0.615), HELD_OUT),
+    Row("scenario-a-replans", "full", without=REPLANS_NONE),
+    Row("scenario-a-replans", "spotserve", without=REPLANS_NONE),
+    Row(REPLANS_NONE, "none", without=REPLANS_NONE),
+    Row("32b-uninterrupted", "full", Published(5.384, 24.3, 0.621), HELD_OUT, HELD_OUT_NONE),
+    Row("32b-scenario-a", "full", Published(5.312, 24.0, 0.632), HELD_OUT, HELD_OUT_NONE),
+    Row(
+        "32b-scenario-a", "concurrent-init", Published(5.119, 34.0, 0.623), HELD_OUT, HELD_OUT_NONE
+    ),
+    Row(
+        "32b-scenario-a-stops", "migration", Published(4.878, 23.7, 0.681), HELD_OUT, HELD_OUT_NONE
+    ),
+    Row("32b-scenario-a-stops", "none", Published(4.779, 41.1, 0.615), HELD_OUT, HELD_OUT_NONE),
 )
-PUBLISHED = {row.scenario: row.published for row in ROWS}
+PUBLISHED = {row.name: row.published for row in ROWS}
+NONE = "none"
 COLUMNS = (
     Column("req/s", ".3f"),
     Column("share", ".2f"),
     Column("±", ".2g"),
     Column("published req/s", ".3f"),
     Column("published share", ".2f"),
+    Column("over none", ".2f"),
+    Column("published over none", ".2f"),
     Column("TTFT mean s", ".1f"),
     Column("TPOT mean s", ".3f"),
     Column("$", ".2f"),
@@ -87,15 +98,24 @@ def measure(ground: Ground) -> Rows:
     found = played(FOLDER.name, plays, ground)
     rows: Rows = {}
     for row in asked:
-        group, said, base = found[row.name], row.published, PUBLISHED[row.whole]
+        group, said, base = found[row.name], row.published, PUBLISHED[f"{row.whole} full"]
         whole = {one.seed: one.throughput_rps for one in found[f"{row.whole} full"]}
         shares = [one.throughput_rps / whole[one.seed] for one in group]
+        without = f"{row.without} {NONE}"
+        none, least = PUBLISHED[without], found[without]
+        handles = row.strategy != NONE and row.scenario != row.whole
         cells: dict[str, Cell] = {
             "req/s": mean(group, "throughput_rps"),
             "share": sum(shares) / len(shares),
             "±": half(shares),
             "published req/s": said.throughput_rps if said else None,
             "published share": said.throughput_rps / base.throughput_rps if said and base else None,
+            "over none": mean(group, "throughput_rps") / mean(least, "throughput_rps")
+            if handles
+            else None,
+            "published over none": said.throughput_rps / none.throughput_rps
+            if handles and said and none
+            else None,
             "TTFT mean s": mean(group, "ttft_s", "mean"),
             "TPOT mean s": mean(group, "tpot_s", "mean"),
             "$": mean(group, "cost"),

@@ -145,4 +145,6 @@ def _table(accounts: dict[str, Fidelity]) -> Table:
         recorded, other = (f"{rate:.1f}" for rate in account.throughput_tokens_per_s)
         table.add_row(name, "tokens/s", recorded, other, f"{account.throughput_bias:+.1%}")
         table.add_row(name, "moved", *map(str, account.moved))
+        if account.computed_bias:
+            table.add_row(name, "computing", "", "", f"{account.computed_bias:+.1%}")
     return table

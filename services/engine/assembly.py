@@ -17,6 +17,7 @@ from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.memory import Memory
 from services.engine.core.prefix_fetching import PrefixSettings
+from services.engine.core.resting import AheadSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
@@ -99,11 +100,9 @@ def assemble(
         yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
+    ahead = AheadSettings(settings.kv_ahead_share, settings.kv_ahead_slows)
     readers = ReaderLimits(
-        settings.max_readers,
-        settings.reader_stall_s,
-        settings.kv_ahead_share,
-        settings.kv_prefix_at_once,
+        settings.max_readers, settings.reader_stall_s, ahead, settings.kv_prefix_at_once
     )
     prefixes = PrefixSettings(
         settings.kv_prefix_fetch_s, settings.kv_prefix_at_once, settings.kv_prefix_bytes_per_s

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.common.errors import FailedPrecondition
 from services.common.exchange import KvSource
@@ -20,6 +20,7 @@ from services.engine.core.batching import Batching, Due
 from services.engine.core.copying import LAST_BLOCKS, Copying, Heir
 from services.engine.core.incoming import KvFetch, names_of
 from services.engine.core.lead import Leaving
+from services.engine.core.resting import AheadSettings, Resting
 from services.engine.core.scheduler import Scheduler
 from services.engine.formation import FormationPart
 from services.engine.kv_exchange import MAX_NAMES
@@ -74,19 +75,19 @@ class BlockMoves:
         self,
         batching: Batching,
         kv: KvMoves,
-        ahead_share: float,
+        ahead: AheadSettings,
         *,
         formation: Callable[[], FormationPart | None],
         do: Callable[[Due], None],
         changed: asyncio.Event,
         clock: Callable[[], float],
     ) -> None:
-        """Blocks that go ahead do so for `ahead_share` of the time. `formation` is the one that is
-        headed, `do` carries out what the cores answer, `changed` is set whenever anything has
-        happened."""
+        """`formation` is the one that is headed, `do` carries out what the cores answer, `changed`
+        is set whenever anything has happened."""
         self._batching = batching
         self._kv = kv
-        self._ahead_share = ahead_share
+        self._ahead = ahead
+        self._resting = Resting(ahead)
         self._headed = formation
         self._do = do
         self._changed = changed
@@ -107,6 +108,7 @@ class BlockMoves:
     def forget(self) -> None:
         """Another formation is headed: what went ahead of the last one's generations is over."""
         self._copied = None
+        self._resting = Resting(self._ahead)
         self._keeping.clear()
 
     def begin(self, blocks: Coroutine[None, None, None]) -> None:
@@ -201,10 +203,12 @@ class BlockMoves:
         FailedPrecondition for another formation."""
         formation, copied = self.headed(formation_id), Copied()
         copying = Copying(heirs, follows=True) if follows else self._copying(heirs)
+        # Whoever is followed is waited for: what comes late is its reader's loss.
+        resting = Resting(replace(self._ahead, slows=1.0)) if follows else self._resting
         until_s = self._clock() + limit_s
         try:
             while (left_s := until_s - self._clock()) > 0:
-                began_s = self._clock()
+                began_s, step = self._clock(), self._last_step
                 came = await self._go_ahead(formation, copying, source, until_s)
                 if came is None:
                     waits = follows and copying.idle and copying.taken
@@ -216,8 +220,8 @@ class BlockMoves:
                 copied.size_bytes += came.size_bytes
                 copied.full = came.full
                 copied.took_s += took_s
-                rest_s = took_s * (1 / self._ahead_share - 1)
-                await asyncio.sleep(max(0.0, min(rest_s, until_s - self._clock())))
+                resting.went(took_s, self._last_step - step)
+                await self._rest(resting, took_s, until_s)
                 if copied.rounds == max_rounds:
                     break
         finally:
@@ -226,6 +230,12 @@ class BlockMoves:
         copied.blocks, copied.blocks_of = copying.blocks, copying.blocks_of
         copied.cached, copied.over = copying.cached, copying.over
         return copied
+
+    async def _rest(self, resting: Resting, took_s: float, until_s: float) -> None:
+        """Behind a round that took so long."""
+        began_s, step = self._clock(), self._last_step
+        await asyncio.sleep(max(0.0, min(resting.rest_s(took_s), until_s - began_s)))
+        resting.rested(self._clock() - began_s, self._last_step - step)
 
     async def _goes_on(self, formation: FormationPart, copying: Copying, limit_s: float) -> bool:
         """Something has happened; False: none of the generations runs any more."""
@@ -421,6 +431,12 @@ class BlockMoves:
     def _scheduler(self) -> Scheduler | None:
         lead = self._batching.lead
         return lead.scheduler if lead else None
+
+    @property
+    def _last_step(self) -> int:
+        """The last one that departed; 0: nothing is headed."""
+        scheduler = self._scheduler
+        return scheduler.last_step if scheduler else 0
 
 
 def _laid(heir: Heir, places: Mapping[bytes, int]) -> Mapping[bytes, int]:

@@ -32,6 +32,7 @@ from services.engine.core.batching import Batching, Due
 from services.engine.core.generations import Generations
 from services.engine.core.lead import Lead
 from services.engine.core.prefix_log import UNTOLD
+from services.engine.core.resting import AheadSettings
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters
 from services.engine.formation import FormationPart
@@ -53,8 +54,8 @@ class ReaderLimits:
     max_readers: int = 2048
     stall_s: float = 60.0
     """A reader that does not take a frame for this long is cut off."""
-    ahead_share: float = 0.5
-    """Blocks that go ahead of their generations do so for this share of the time."""
+    ahead: AheadSettings = field(default_factory=AheadSettings)
+    """Of blocks that go ahead of their generations."""
     offers: int = 4
     """Other pipelines that are offered a prompt's beginning at a time."""
 
@@ -92,7 +93,7 @@ class Head:
         self.moves = BlockMoves(
             self._batching,
             kv,
-            limits.ahead_share,
+            limits.ahead,
             formation=lambda: self._formation,
             do=self._do,
             changed=self._changed,

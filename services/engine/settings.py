@@ -119,7 +119,10 @@ class EngineSettings(ServiceSettings):
     kv_flows: int = Field(default=2, ge=1, le=64)
     """Connections over which a stage reads blocks from one other."""
     kv_ahead_share: float = Field(default=0.5, gt=0, le=1)
-    """Blocks that go ahead of their generations do so for this share of the time."""
+    """Blocks that go ahead of their generations do so for this share of the time, at most."""
+    kv_ahead_slows: float = Field(default=0.1, gt=0, le=1)
+    """Meanwhile decoding loses no more than this of its rate: blocks go for as little of the time
+    as that takes."""
     kv_prefix_fetch_s: float = Field(default=2.0, ge=0, le=600)
     """The beginning of a prompt that another pipeline has computed is fetched from it where that
     takes less time than computing it, and waited for no longer than this; 0: none is fetched."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from services.common.errors import FailedPrecondition
 from services.placement.estimate.engine import EngineProfile
 from simulator.fleet import result
+from simulator.fleet.fitting import computed_bias
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 
@@ -45,6 +46,8 @@ class Fidelity:
     throughput_tokens_per_s: tuple[float, float]
     """From the first arrival to the last end."""
     throughput_bias: float
+    computed_bias: float
+    """Of the profile, in seconds on a core of the second half's steps; 0 between recordings."""
     metrics: dict[str, Difference]
 
     def as_json(self) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def replayed(recording: Recording, profile: EngineProfile) -> Fidelity:
         for number, one in played.items()
     }
     moved = {number for number, one in played.items() if one.moves}
-    return _compared(recording, half_s, (_times(recording), times), (_moved(recording), moved))
+    found = _compared(recording, half_s, (_times(recording), times), (_moved(recording), moved))
+    return replace(found, computed_bias=computed_bias(recording, profile, half_s))
 
 
 def repeated(recording: Recording, other: Recording) -> Fidelity:
@@ -122,7 +126,7 @@ def _compared(
     finished = sum(n in ones for n in came), sum(n in others for n in came)
     both = len(moved[0].intersection(numbers)), len(moved[1].intersection(numbers))
     bias = rates[1] / rates[0] - 1
-    return Fidelity(len(rows), finished, both, (rates[0], rates[1]), bias, metrics)
+    return Fidelity(len(rows), finished, both, (rates[0], rates[1]), bias, 0.0, metrics)
 
 
 def _difference(ones: list[float], others: list[float]) -> Difference:

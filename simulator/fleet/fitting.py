@@ -1,17 +1,13 @@
-"""Fits step times to one half of a recording: least squares with no cost below zero, in which
-windows that are far off weigh less. On a shared machine a few steps take many times what the others
-do: squared, they alone would decide what a prompt costs.
-
-Sources: Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23; Huber, Robust
-Estimation of a Location Parameter, Annals of Mathematical Statistics, 1964 (reweighted: Holland and
-Welsch, Communications in Statistics, 1977).
+"""Fits step times to one half of a recording: lines with no cost below zero, in which windows that
+are far off weigh less. On a shared machine a few steps take many times what the others do: squared,
+they alone would decide what a prompt costs.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 
@@ -20,16 +16,18 @@ from services.placement.estimate.engine import BatchBounds, EngineProfile, Stage
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 from simulator.fleet.result import tpot_s, ttft_s
+from simulator.fleet.robust import MEDIAN, line
+from simulator.fleet.stretch import Stretch
 from simulator.fleet.work import Work
 
 LEAST_WINDOWS = 8
 """Of a kind of stage: two for each cost."""
 MOST_SHARED = 4.0
 """Of what another pipeline that is at work makes steps longer by."""
-HUBER, NORMAL = 1.345, 0.6745
-"""Windows within so many standard deviations count in full, of which the median of the absolute
-differences is this share."""
-REWEIGHTS = 20
+MOST_READING = 10.0
+"""Times that prompts take longer than they are computed for."""
+FIRST_ROUNDS = 3
+"""What a cycle takes beside its steps and what a request does follow from each other."""
 ROUNDS = 20
 """Halvings of what a cycle may take beside its stages' steps."""
 
@@ -52,7 +50,8 @@ def fit(
     where too little was recorded."""
     half_s = recording.header.seconds / 2
     fitted, residuals = {}, []
-    found = {kind: np.array(rows) for kind, rows in sorted(_rows(recording, half_s).items())}
+    rows_of = _rows(recording, 0.0, half_s)
+    found = {kind: np.array(rows) for kind, rows in sorted(rows_of.items())}
     shared = _shared(list(found.values()))
     for kind, rows in found.items():
         if len(rows) < LEAST_WINDOWS:
@@ -69,13 +68,24 @@ def fit(
     if not early:
         raise FailedPrecondition("no request of the first half finished", field="requests")
     first_half = replace(recording, requests=early)
-    profile = _with_cycle(first_half, profile)
-    played = play(first_half, profile)
-    first_s = max(0.0, median(one.ttft_s - ttft_s(played[one.number]) for one in early))
-    return profile.model_copy(update={"first_s": first_s}), residuals
+    for _ in range(FIRST_ROUNDS):
+        profile = _with_first(first_half, _with_cycle(first_half, profile))
+    return profile, residuals
 
 
-def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
+def computed_bias(recording: Recording, profile: EngineProfile, from_s: float) -> float:
+    """By what share the profile's seconds on a core are off, of all steps that windows tell of from
+    then on: how other the engines, or the machine, were. 0 where there are none."""
+    told_s = measured_s = 0.0
+    for kind, rows in _rows(recording, from_s, recording.header.seconds).items():
+        costs, found = profile.stages[kind], np.array(rows)
+        each = (costs.step_s, costs.row_s, costs.prompt_row_s, costs.context_s)
+        told_s += float(((found[:, :4] @ each) * (1 + profile.shared * found[:, 5])).sum())
+        measured_s += float(found[:, 4].sum())
+    return told_s / measured_s - 1 if measured_s > 0 else 0.0
+
+
+def _rows(recording: Recording, from_s: float, until_s: float) -> dict[str, list[list[float]]]:
     """By kind of stage, for each window with steps: steps, decoded sequences, prompt rows,
     positions behind what was decoded, seconds on a core, or all of them where nobody told, and how
     many other pipelines were at work."""
@@ -91,7 +101,9 @@ def _rows(recording: Recording, until_s: float) -> dict[str, list[list[float]]]:
     rows: defaultdict[str, list[list[float]]] = defaultdict(list)
     for window in recording.windows:
         stages = recording.header.pipelines.get(window.pipeline, ())
-        if window.end_s > until_s or not window.steps or window.stage >= len(stages):
+        if window.begin_s < from_s or window.end_s > until_s:
+            continue
+        if not window.steps or window.stage >= len(stages):
             continue
         positions = 0.0
         if window.pipeline in arrays:
@@ -127,20 +139,8 @@ def _shared(kinds: list[np.ndarray]) -> float:
 
 
 def _line(rows: np.ndarray, shared: float) -> tuple[np.ndarray, float]:
-    """Costs of a stage, and the sum of Huber's losses of what they leave, in square seconds."""
-    from scipy.optimize import nnls
-
-    counts, seconds = rows[:, :4] * (1 + shared * rows[:, 5:]), rows[:, 4]
-    scale = np.maximum(counts.max(axis=0), 1.0)
-    columns = counts / scale
-    weights = np.ones(len(rows))
-    for _ in range(REWEIGHTS):
-        costs = nnls(columns * weights[:, None], seconds * weights)[0]
-        off = np.abs(columns @ costs - seconds)
-        near = max(HUBER * float(np.median(off)) / NORMAL, 1e-9)
-        weights = np.sqrt(near / np.maximum(off, near))
-    losses = np.where(off <= near, off * off, 2 * near * off - near * near)
-    return costs / scale, float(losses.sum())
+    """Costs of a stage, and the sum of the losses of what they leave, in square seconds."""
+    return line(rows[:, :4] * (1 + shared * rows[:, 5:]), rows[:, 4])
 
 
 def _stage(kind: str, rows: np.ndarray, shared: float) -> tuple[StageCosts, Residual]:
@@ -170,3 +170,26 @@ def _with_cycle(recording: Recording, profile: EngineProfile) -> EngineProfile:
         else:
             most_s = cycle_s
     return profile.model_copy(update={"cycle_s": least_s})
+
+
+def _with_first(recording: Recording, profile: EngineProfile) -> EngineProfile:
+    """What first tokens lack by a replay that has none of it a request takes beside steps, the more
+    the more pipelines were at work when it came, and its prompt beside what stages compute of it:
+    the medians are on a line, of times as the machine made them longer then."""
+    work = Work(recording)
+    without = profile.model_copy(update={"first_s": 0.0, "first_beside_s": 0.0, "reading": 1.0})
+    played, stretch = play(recording, without), Stretch(recording, without)
+    rows, lacks_s = [], []
+    for one in recording.requests:
+        stages = recording.header.pipelines.get(one.pipeline, ())
+        row_s = sum(profile.stages[stage.kind].prompt_row_s for stage in stages)
+        columns = np.array((1.0, work.count(one.arrival_s), row_s * one.prompt))
+        rows.append(columns * stretch.at(one.pipeline, one.arrival_s))
+        lacks_s.append(one.ttft_s - ttft_s(played[one.number]))
+    first_s, beside_s, reading = map(float, line(np.array(rows), np.array(lacks_s), MEDIAN)[0])
+    found = {
+        "first_s": first_s,
+        "first_beside_s": beside_s,
+        "reading": min(MOST_READING, 1 + reading),
+    }
+    return profile.model_copy(update=found)

@@ -4,12 +4,18 @@ Where a pipeline's generations left it (it was lost, or drained), they leave its
 they hold by then, and are at the pipeline that they were recorded at next once a request's own time
 has passed, to be read again. So where they go is the recording's; when they are there, and what
 they cost those they come to, is the model's.
+
+A cycle takes as much longer as the recording has it at that time, and so much for each other
+pipeline that has one meanwhile. So does what a request takes before it is at its pipeline, which is
+messages from one process to the next, each of which waits for a core where others compute.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
@@ -18,7 +24,6 @@ from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.measured import MeasuredTimes
 from simulator.fleet.recording import ENDS, Recording, RequestRow
 from simulator.fleet.stretch import Stretch
-from simulator.fleet.work import Work
 
 
 def play(recording: Recording, profile: EngineProfile) -> dict[int, Generation]:
@@ -40,7 +45,7 @@ class _Pipeline:
 class _Played:
     recording: Recording
     profile: EngineProfile
-    _events: list[tuple[float, int, str, Generation | None]] = field(default_factory=list)
+    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: count[int] = field(default_factory=count)
     _pipelines: dict[str, _Pipeline] = field(default_factory=dict)
     _ways: dict[int, deque[str]] = field(default_factory=dict)
@@ -49,38 +54,42 @@ class _Played:
     _stretch: Stretch = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stretch = Stretch(self.recording, Work(self.recording))
+        self._stretch = Stretch(self.recording, self.profile)
 
     def run(self) -> dict[int, Generation]:
+        reading = _reading(self.profile)
         for name, stages in self.recording.header.pipelines.items():
-            times = MeasuredTimes(self.profile, [stage.kind for stage in stages])
+            times = MeasuredTimes(reading, [stage.kind for stage in stages])
             self._pipelines[name] = _Pipeline(name, times, Batch(times))
         played = {}
         for first, row in _placed(self.recording):
             played[row.number] = one = Generation(row.number, row.arrival_s, row.prompt, row.output)
             self._ways[row.number] = deque(row.then)
-            self._at(row.arrival_s + self.profile.first_s, first, one)
+            self._at(row.arrival_s, partial(self._arrives, first, one))
         for event in self.recording.events:
             if event.event in ENDS and event.pipeline in self._pipelines:
-                self._at(event.at_s, event.pipeline, None)
+                self._at(event.at_s, partial(self._ends, self._pipelines[event.pipeline]))
         while (cycle := self._next_cycle()) is not None or self._events:
             if cycle is not None and (not self._events or cycle[0] < self._events[0][0]):
                 self._now_s, pipeline = cycle
                 self._cycle_ends(pipeline)
             else:
-                self._now_s, _, name, what = heappop(self._events)
-                self._happens(self._pipelines[name], what)
+                self._now_s, _, happens = heappop(self._events)
+                happens()
         return {n: one for n, one in played.items() if one.held >= one.output}
 
-    def _at(self, at_s: float, name: str, what: Generation | None) -> None:
-        """`what`: a generation comes, or (None) the pipeline ends."""
-        heappush(self._events, (at_s, next(self._order), name, what))
+    def _at(self, at_s: float, happens: Callable[[], None]) -> None:
+        heappush(self._events, (at_s, next(self._order), happens))
 
-    def _happens(self, pipeline: _Pipeline, what: Generation | None) -> None:
-        if what is None:
-            self._ends(pipeline)
-        else:
-            pipeline.batch.add(what)
+    def _arrives(self, name: str, one: Generation) -> None:
+        """At the door: it is at its pipeline a request's own time later."""
+        took_s = self.profile.first_s + self.profile.first_beside_s * len(self._working())
+        comes_s = self._now_s + took_s * self._stretch.at(name, self._now_s)
+        self._at(comes_s, partial(self._comes, name, one))
+
+    def _comes(self, name: str, one: Generation) -> None:
+        pipeline = self._pipelines[name]
+        pipeline.batch.add(one)
         if pipeline.ends_s is None:
             self._begins(pipeline)
 
@@ -135,16 +144,21 @@ class _Played:
             if one.first_s is not None:
                 one.left_s = self._now_s
             then = self._ways[one.number]
-            self._at(
-                self._now_s + self.profile.first_s,
-                then.popleft() if then else self._other(pipeline),
-                one,
-            )
+            self._arrives(then.popleft() if then else self._other(pipeline), one)
 
     def _other(self, pipeline: _Pipeline) -> str:
         """For one that had ended by then when it was recorded."""
         others = [one for one in self._pipelines.values() if one is not pipeline] or [pipeline]
         return min(others, key=lambda one: one.batch.running + one.batch.waiting).name
+
+
+def _reading(profile: EngineProfile) -> EngineProfile:
+    """Rows of prompts take as much longer as they wait."""
+    stages = {
+        kind: costs.model_copy(update={"prompt_row_s": costs.prompt_row_s * profile.reading})
+        for kind, costs in profile.stages.items()
+    }
+    return profile.model_copy(update={"stages": stages})
 
 
 def _placed(recording: Recording) -> list[tuple[str, RequestRow]]:

@@ -30,6 +30,12 @@ class Work:
                 spans[pipeline].append(span)
         self._spans = {name: _merged(found) for name, found in spans.items()}
 
+    def count(self, at_s: float) -> int:
+        """Pipelines that were at work then."""
+        return sum(
+            any(begin < at_s < end for begin, end in spans) for spans in self._spans.values()
+        )
+
     def beside(self, pipeline: str, begin_s: float, end_s: float) -> float:
         """How many others were at work while this one was, on average; 0 where it was not."""
         own = _within(self._spans.get(pipeline, []), begin_s, end_s)

@@ -71,8 +71,14 @@ class EngineProfile(BatchBounds):
     shared: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
     """By this share cycles take longer for each other pipeline of the same machine that is at work;
     only a replay has pipelines that share one."""
+    reading: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 1.0
+    """Times that rows of prompts take longer than stages compute them, beside what all steps wait:
+    who computes for long is interrupted. Only of a replay."""
     first_s: Seconds = 0.0
     """Of a request, once: door, dispatch and the way back."""
+    first_beside_s: Seconds = 0.0
+    """So much more for each pipeline of the same machine that is at work when the request comes:
+    whom a message wakes waits for a core. Only of a replay, too."""
     start_s: Seconds = 5.0
     """From the start of a node's machine until its process registers."""
     load_s: Seconds = 0.0

@@ -13,8 +13,13 @@ from services.placement.search.rates import Ints
 
 DP_CELLS = 1.5e7
 MIP_GAP = 1e-4
-MOST_NODES = 2000
-"""Of a solver's search tree."""
+LARGE, LARGE_GAP = 1000, 5e-3
+"""Columns of a programme, of which one with more is within this gap of the best where no clock ends
+it: a solver that has it to a few thousandths at once may need minutes for the rest."""
+NODE_COLUMNS = 300_000
+"""Nodes of a solver's search tree times the columns of its programme; a node takes as much longer
+as there are more of these."""
+LEAST_NODES = 20
 MOST_STEPS = 1_000_000
 """Of the simplex method for one linear program."""
 LEAST_S = 0.1
@@ -47,7 +52,7 @@ def pack(
     """Uses [candidates] that maximise uses x value with uses x usage <= counts and the limits.
 
     `usage` is [candidates, classes]. Small inventories without further limits by a dynamic
-    programme, which is exact; others by HiGHS until it is within MIP_GAP of the best, or a limit of
+    programme, which is exact; others by HiGHS until it is within a gap of the best, or a limit of
     work or the time limit (infinite: none) is reached.
     """
     states = float(np.prod(counts + 1.0))
@@ -184,8 +189,9 @@ def _solver(
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", max(LEAST_S, time_limit_s))
     solver.setOptionValue("simplex_iteration_limit", MOST_STEPS)
-    solver.setOptionValue("mip_max_nodes", MOST_NODES)
-    solver.setOptionValue("mip_rel_gap", MIP_GAP)
+    solver.setOptionValue("mip_max_nodes", max(LEAST_NODES, NODE_COLUMNS // len(value)))
+    loose = len(value) > LARGE and math.isinf(time_limit_s)
+    solver.setOptionValue("mip_rel_gap", LARGE_GAP if loose else MIP_GAP)
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = len(value), len(rows)
     lp.sense_ = highspy.ObjSense.kMaximize

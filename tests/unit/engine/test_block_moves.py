@@ -36,6 +36,7 @@ from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
+from services.engine.core.resting import AheadSettings
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds
 from services.engine.kv_moves import Brought, Stored
@@ -93,7 +94,7 @@ class Rig:
         self.moves = BlockMoves(
             self.batching,
             self,
-            1.0,
+            AheadSettings(share=1.0, slows=1.0),
             formation=lambda: FORMATION,
             do=lambda _: None,
             changed=self.changed,

@@ -21,3 +21,15 @@ def test_strategies_stand_in_the_published_order_and_each_share_is_near_its_own(
     )
     assert sorted(names, key=found.__getitem__) == sorted(names, key=published.__getitem__)
     assert found == pytest.approx(published, abs=0.05)
+
+
+def test_full_is_compared_with_none_under_plans_made_the_same_way() -> None:
+    table = EXPERIMENT.expected()[Size.QUICK]
+    for row in ROWS:
+        over, without = table[row.name]["over none"], table[f"{row.without} none"]
+        if row.strategy == "none" or row.scenario == row.whole:
+            assert over is None
+        else:
+            ratio = float(table[row.name]["req/s"]) / float(without["req/s"])
+            assert float(over) == pytest.approx(ratio, rel=1e-4)
+            assert ("replans" in row.scenario) is ("replans" in row.without)

@@ -48,7 +48,7 @@ def test_scenarios_value_what_survives():
 def test_a_search_that_would_go_on_for_long_ends_by_its_nodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packing, "MOST_NODES", 20)
+    monkeypatch.setattr(packing, "NODE_COLUMNS", 20 * 40)
     random, nodes = np.random.default_rng(1), list[int]()
     usage = random.integers(20, 60, (40, 5))
     value = usage.sum(axis=1) + random.uniform(0, 1, 40)
@@ -66,6 +66,6 @@ def test_a_search_that_would_go_on_for_long_ends_by_its_nodes(
     assert np.all(first @ usage <= counts)
     assert first.tolist() == second.tolist()
     assert nodes[0] == nodes[1] <= 20
-    monkeypatch.setattr(packing, "MOST_NODES", 100)
+    monkeypatch.setattr(packing, "NODE_COLUMNS", 100 * 40)
     pack(usage, value, counts, time_limit_s=math.inf)
     assert nodes[2] > 20

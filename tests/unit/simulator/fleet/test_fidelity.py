@@ -27,6 +27,7 @@ from simulator.fleet.recording import (
     WindowRow,
     read_recording,
 )
+from simulator.fleet.result import tpot_s, ttft_s
 from simulator.fleet.stretch import Stretch
 from simulator.fleet.work import Work
 
@@ -165,6 +166,18 @@ def test_only_the_first_half_is_fitted(recording: Recording) -> None:
     assert fit(replace(recording, windows=windows), "x", BOUNDS) == fit(recording, "x", BOUNDS)
 
 
+def test_how_other_the_machine_was_in_the_other_half_is_told(recording: Recording) -> None:
+    half_s = recording.header.seconds / 2
+    windows = tuple(
+        one.model_copy(update={"stepped_s": 1.25 * one.stepped_s}) if one.begin_s >= half_s else one
+        for one in recording.windows
+    )
+    assert replayed(recording, TRUE).computed_bias == pytest.approx(0.0, abs=0.01)
+    slower = replace(recording, windows=windows)
+    assert replayed(slower, TRUE).computed_bias == pytest.approx(-0.2, abs=0.01)
+    assert repeated(recording, slower).computed_bias == 0.0
+
+
 def test_two_recordings_of_a_load_are_compared(recording: Recording) -> None:
     same = repeated(recording, recording)
     assert same.throughput_bias == same.metrics["ttft_s"].error == 0
@@ -269,7 +282,7 @@ def busy(recording: Recording, factor: float) -> Recording:
 
 
 def stretch(recording: Recording) -> Stretch:
-    return Stretch(recording, Work(recording))
+    return Stretch(recording, TRUE)
 
 
 def test_steps_are_played_as_much_longer_as_the_machine_made_them(recording: Recording) -> None:
@@ -389,3 +402,114 @@ def test_a_few_windows_that_are_far_off_decide_nothing(recording: Recording) -> 
     profile, _ = fit(replace(recording, windows=windows), "x", BOUNDS)
     for kind, true in TRUE.stages.items():
         assert profile.stages[kind].prompt_row_s == pytest.approx(true.prompt_row_s, rel=0.05)
+
+
+def a_while_apart(apart_s: float) -> Recording:
+    """A request of each of two pipelines; the second one comes so much later."""
+    rows = [
+        RequestRow(
+            number=number,
+            arrival_s=number * apart_s,
+            prompt=100,
+            output=60,
+            pipeline=name,
+            moves=0,
+            outcome="finished",
+            tokens=((number * apart_s + 1.0, 1), (number * apart_s + 2.0, 60)),
+        )
+        for number, name in enumerate("pq")
+    ]
+    header = Header(seconds=200.0, pipelines={"p": STAGES, "q": STAGES})
+    return Recording.of(header, list[Line](rows))
+
+
+def test_a_request_is_longer_at_the_door_where_pipelines_are_at_work() -> None:
+    waits = TRUE.model_copy(update={"first_beside_s": 0.005})
+
+    def firsts_s(recording: Recording, profile: EngineProfile) -> list[float]:
+        return [ttft_s(one) for _, one in sorted(play(recording, profile).items())]
+
+    assert firsts_s(a_while_apart(100.0), waits) == firsts_s(a_while_apart(100.0), TRUE)
+    (one_s, other_s), (early_s, late_s) = (firsts_s(a_while_apart(0.2), p) for p in (TRUE, waits))
+    assert early_s == one_s
+    assert late_s - other_s == pytest.approx(0.005)
+
+
+def test_the_door_waits_for_what_else_the_machine_does() -> None:
+    plain, slow = doors(TRUE), busy(doors(TRUE), 3.0)
+    one, other = play(plain, TRUE)[0], play(slow, TRUE)[0]
+    assert ttft_s(other) == pytest.approx(3 * ttft_s(one))
+
+
+def test_rows_of_prompts_wait_longer_than_what_decodes() -> None:
+    recording = a_while_apart(100.0)
+    slow = play(recording, TRUE.model_copy(update={"reading": 3.0}))[0]
+    plain = play(recording, TRUE)[0]
+    row_s = sum(costs.prompt_row_s for costs in TRUE.stages.values())
+    assert ttft_s(slow) - ttft_s(plain) == pytest.approx(2 * 100 * row_s)
+    assert tpot_s(slow) == pytest.approx(tpot_s(plain))
+
+
+def doors(profile: EngineProfile) -> Recording:
+    """Two pipelines whose requests are played under a profile, with windows of its stages."""
+    random, kinds = Random(5), profile.stages
+    arrivals = sorted(random.uniform(0, 150) for _ in range(200))
+    asked = [(at_s, random.randint(8, 300), random.randint(4, 40)) for at_s in arrivals]
+    header = Header(seconds=160.0, pipelines={"p": STAGES, "q": STAGES})
+
+    def told(times_s: list[tuple[float, float]]) -> Recording:
+        lines: list[Line] = [
+            RequestRow(
+                number=number,
+                arrival_s=at_s,
+                prompt=prompt,
+                output=output,
+                pipeline="pq"[number % 2],
+                moves=0,
+                outcome="finished",
+                tokens=((first_s, 1), (last_s, output)),
+            )
+            for number, ((at_s, prompt, output), (first_s, last_s)) in enumerate(
+                zip(asked, times_s, strict=True)
+            )
+        ]
+        for index in range(160):
+            steps, rows = random.randint(20, 60), random.randint(10, 200)
+            lines += [
+                WindowRow(
+                    begin_s=float(index),
+                    end_s=index + 1.0,
+                    pipeline="pq"[index % 2],
+                    stage=stage,
+                    steps=steps,
+                    decoded=0,
+                    prompt_rows=rows,
+                    stepped_s=costs.step_s * steps + costs.prompt_row_s * rows,
+                )
+                for stage, costs in enumerate(kinds.values())
+            ]
+        return Recording.of(header, lines)
+
+    played = play(told([(at_s + 1.0, at_s + 2.0) for at_s in arrivals]), profile)
+    return told([(one.first_s or 0.0, one.last_s) for _, one in sorted(played.items())])
+
+
+def test_what_a_request_waits_for_beside_steps_is_found_by_first_tokens() -> None:
+    bare = {
+        kind: costs.model_copy(update={"row_s": 0.0, "context_s": 0.0})
+        for kind, costs in TRUE.stages.items()
+    }
+    true = TRUE.model_copy(
+        update={"stages": bare, "first_s": 0.02, "first_beside_s": 0.016, "reading": 1.6}
+    )
+    found, _ = fit(doors(true), "x", BOUNDS)
+    assert found.first_s == pytest.approx(true.first_s, rel=0.15)
+    assert found.first_beside_s == pytest.approx(true.first_beside_s, rel=0.2)
+    assert found.reading == pytest.approx(true.reading, rel=0.1)
+    assert found.cycle_s == pytest.approx(true.cycle_s, rel=0.2)
+
+
+def test_pipelines_at_work_when_a_request_comes_are_counted() -> None:
+    work = Work(two_at_a_time(apart=False))
+    assert [work.count(at_s) for at_s in (0.0, 1.0, 3.0)] == [0, 2, 0]
+    assert Work(two_at_a_time(apart=True)).count(101.0) == 1
