@@ -728,14 +728,6 @@ MISTAKES = (
         PREFIXES,
     ),
     Mistake(
-        "who stops takes those along that wait with it",
-        INCOMING,
-        "            one.waiting = left\n",
-        "            one.waiting = left = []\n",
-        PREFIXES,
-        first=20,
-    ),
-    Mistake(
         "one of those that wait for a fetch starts",
         INCOMING,
         "w.unread) for w in one.waiting]",
