@@ -40,7 +40,8 @@ from services.common.generation import LayerRange
 from services.common.roles import Role
 from services.engine import kv_wire
 from services.engine.kv_calls import KvReader
-from services.engine.kv_exchange import KvExchange, KvLimits
+from services.engine.kv_exchange import KvExchange
+from services.engine.kv_gatherer import KvLimits
 from services.engine.peers import Peers
 
 KEEP_S = "600"

@@ -101,6 +101,7 @@ def told_by_controller(status: controller_pb2.GetStatusResponse) -> dict[str, An
                 "standing": _standing(generation),
                 "unread": generation.unread,
                 "moved_by": _moved_by(generation),
+                "inexact_from": list(generation.inexact_from) or None,
             }
             for generation in status.generations
         ],

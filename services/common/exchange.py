@@ -172,6 +172,8 @@ class Checkpoint:
     """Its last reader is gone, and nobody came back."""
     moved_by: MovedBy = ""
     """How this epoch came to what it goes on from."""
+    inexact: bool = False
+    """Some of that was rounded: ids of this epoch are what nobody else computes."""
 
 
 class CheckpointRefusal(StrEnum):

@@ -160,6 +160,9 @@ class Sampling:
     They are the prompt's, behind what is read at once; `min_tokens` and `max_tokens` count them."""
     echo: bool = boolean(asked=False)
     """The prompt comes first in the text of each choice."""
+    kv_int8: bool = boolean()
+    """Its KV blocks may travel rounded: what comes behind such a move is what nobody else computes
+    from its ids. For what is tolerant."""
 
 
 SAMPLING: Mapping[str, SamplingField] = table_of(Sampling)

@@ -245,6 +245,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int | None) -> Checkpoin
         sealed=message.sealed,
         unread=message.unread,
         moved_by=_MOVED_BY.get(message.moved_by, ""),
+        inexact=message.inexact,
     )
 
 
@@ -436,6 +437,7 @@ def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
         standing=_STANDINGS[generation.standing],
         unread=generation.unread,
         moved_by=_TO_MOVED_BY[generation.moved_by],
+        inexact_from=generation.inexact_from,
     )
 
 

@@ -23,7 +23,8 @@ from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
 from services.engine.head import Head, ReaderLimits
 from services.engine.kv_calls import KvCalls, KvReader
-from services.engine.kv_exchange import KvExchange, KvLimits
+from services.engine.kv_exchange import KvExchange
+from services.engine.kv_gatherer import KvLimits
 from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.neighbours import silent
 from services.engine.peers import Peers

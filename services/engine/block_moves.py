@@ -415,7 +415,10 @@ class BlockMoves:
         count, now_s = brought.count, self._clock()
         if formation is self._headed():
             took_s = now_s - began_s
-            self._do(self._batching.fetched(fetch, count, now_s, brought.size_bytes, took_s))
+            due = self._batching.fetched(
+                fetch, count, now_s, brought.size_bytes, took_s, rounded=brought.rounded
+            )
+            self._do(due)
         if count is None and await self._ended(formation, fetch.number):
             self._do(self._batching.ended(fetch, self._clock()))
 

@@ -18,7 +18,8 @@ from services.engine.core.copying import Heir
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.kv_layout import KvPiece
 from services.engine.formation import FormationPart
-from services.engine.kv_exchange import KvExchange, Wanted
+from services.engine.kv_exchange import KvExchange
+from services.engine.kv_gatherer import Wanted
 from services.engine.kv_moves import Brought, Stored
 from services.engine.kv_wire import blocks_to, layers_to, layout_to, piece_from, read_to
 from services.engine.peers import Peers
@@ -174,18 +175,19 @@ class KvCalls:
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Brought:
         """Every stage fills these, as far as they come in the source's time."""
         limit_s = fetch.source.fetch_s or self._fetch_s
-        kept, fetched_bytes = fetch.holder is not None, 0
+        kept, fetched_bytes, rounded = fetch.holder is not None, 0, False
 
         async def here() -> int:
-            nonlocal fetched_bytes
+            nonlocal fetched_bytes, rounded
             filled = await self._exchange.fetch(
                 formation, fetch.number, fetch.source, fetch.blocks, limit_s, waits=not kept
             )
             fetched_bytes += filled.fetched_bytes
+            rounded = rounded or filled.rounded
             return filled.blocks
 
         async def there(member: Member) -> int:
-            nonlocal fetched_bytes
+            nonlocal fetched_bytes, rounded
             async with self._peers.to(member.address) as channel:
                 request = engine_pb2.FetchKvRequest(
                     formation_id=formation.id,
@@ -198,10 +200,11 @@ class KvCalls:
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.FetchKv(request, timeout=limit_s + ANSWER_S)
                 fetched_bytes += said.fetched_bytes
+                rounded = rounded or said.rounded
                 return said.filled
 
         count = _least(await self._of_all(formation, here, there))
-        return Brought(count, fetched_bytes)
+        return Brought(count, fetched_bytes, rounded)
 
     async def end(self, formation: FormationPart, number: int) -> bool:
         """No stage does anything to blocks any more for this number; False: one did not say so."""

@@ -33,6 +33,8 @@ class Brought:
     and may fill them yet."""
     size_bytes: int = 0
     """From process to process."""
+    rounded: bool = False
+    """Some of them were rounded on their way, at some stage."""
 
 
 class KvMoves(Protocol):

@@ -11,8 +11,9 @@ from services.common import wire
 from services.common.errors import InvalidArgument
 from services.engine.core.copying import Heir
 from services.engine.core.incoming import NamedBlock
-from services.engine.core.kv_layout import KvLayout, KvPiece
-from services.engine.kv_exchange import MAX_NAMES, Wanted
+from services.engine.core.kv_layout import ELEMENTS, Element, KvLayout, KvPiece
+from services.engine.kv_exchange import MAX_NAMES
+from services.engine.kv_gatherer import Wanted
 
 LONGEST_S = wire.LONGEST_FETCH_S
 """Of a fetch, of copying ahead, or of keeping what is fetched."""
@@ -116,6 +117,7 @@ def layout_to(layout: KvLayout) -> engine_pb2.KvLayout:
         head_bytes=layout.head_bytes,
         positions=layout.positions,
         numerics_class=layout.numerics_class,
+        element=layout.element,
     )
 
 
@@ -126,7 +128,13 @@ def layout_from(message: engine_pb2.KvLayout) -> KvLayout:
         message.head_bytes,
         message.positions,
         message.numerics_class,
+        element_from(message.element),
     )
+
+
+def element_from(name: str) -> Element:
+    """One that nobody knows here is none: such blocks go as they are."""
+    return next((known for known in ELEMENTS if known == name), "")
 
 
 def layers_from(message: common_pb2.LayerRange) -> range:

@@ -159,7 +159,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         filled = await self._engine.kv.fetch(
             formation, request.number, source, blocks, limit_s, waits=not request.kept
         )
-        return engine_pb2.FetchKvResponse(filled=filled.blocks, fetched_bytes=filled.fetched_bytes)
+        return engine_pb2.FetchKvResponse(
+            filled=filled.blocks, fetched_bytes=filled.fetched_bytes, rounded=filled.rounded
+        )
 
     async def EndKv(
         self, request: engine_pb2.EndKvRequest, context: Context

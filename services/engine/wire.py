@@ -261,6 +261,7 @@ def checkpoint_to(checkpoint: Checkpoint) -> controller_pb2.Checkpoint:
         sealed=checkpoint.sealed,
         unread=checkpoint.unread,
         moved_by=_MOVED_BY[checkpoint.moved_by],
+        inexact=checkpoint.inexact,
     )
 
 

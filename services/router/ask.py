@@ -19,6 +19,7 @@ from services.common.generation import (
     GenerationRequest,
     Grammar,
     ModelRef,
+    PriorityClass,
     ResponseTerms,
     Sampling,
 )
@@ -106,6 +107,12 @@ class Ask:
         _between("choices", self.choices, 1, max_choices)
         for name, value in self.options.items():
             SAMPLING[name].check(value)
+        priority = self.tenant.priority
+        if self.options.get("kv_int8") and priority is not PriorityClass.TOLERANT:
+            raise InvalidArgument(
+                f"kv_int8 is for requests of class tolerant, and this one is {priority.value}",
+                field="kv_int8",
+            )
         if self.max_tokens == 0 and not self.echo:
             raise InvalidArgument(
                 "max_tokens must be 1 or more, not 0, where no prompt is echoed", field="max_tokens"

@@ -23,6 +23,7 @@ from services.common.exchange import (
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
+from services.common.prefix import owner_of
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due
@@ -39,7 +40,12 @@ from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.environment.settings import LAYER_BYTES
 from simulator.processes.holdings import Hold, Holdings, Stage
-from simulator.processes.stages import BLOCK_BYTES, SimulatedStages, facts_of
+from simulator.processes.stages import (
+    BLOCK_BYTES,
+    SimulatedStages,
+    facts_of,
+    rounded_block,
+)
 
 TICK_S = 0.1
 FETCH_S = 0.1
@@ -50,6 +56,8 @@ ROUND_BLOCKS = 3
 ROUND_FAILS = 0.15
 """Share of the rounds that some stage does not answer."""
 AT_BLOCK_ENDS_S = 0.3
+ROUNDED = 0.3
+"""Share of those blocks that come rounded, of what may."""
 PROBE_S = 0.5
 
 
@@ -732,15 +740,22 @@ class SimulatedEngine(Process):
             takewhile(lambda one: one in place.contents or one[0] in kept, fetch.blocks[:most])
         )
         if fault == "silent":
-            self.after(LATE_S * random.random(), self._fill, place, fetch.number, there, kept)
+            late_s = LATE_S * random.random()
+            self.after(late_s, self._fill_late, place, fetch.number, there, kept)
             self.after(LATE_S * random.random(), self._end_fetch, place, fetch)
             self.monitor.unanswered(self.batching, fetch)
             self._do(self.batching.fetched(fetch, None, self.clock.now_s))
             return
-        self._fill(place, fetch.number, there, kept)
-        size_bytes = len(there) * BLOCK_BYTES
-        due = self.batching.fetched(fetch, len(there), self.clock.now_s, size_bytes, took_s)
+        rounded = self._fill(place, fetch.number, there, kept)
+        size_bytes, now_s = len(there) * BLOCK_BYTES, self.clock.now_s
+        due = self.batching.fetched(fetch, len(there), now_s, size_bytes, took_s, rounded=rounded)
         self._do(due)
+
+    def _fill_late(
+        self, place: Place, number: int, blocks: list[NamedBlock], kept: Mapping[bytes, bytes]
+    ) -> None:
+        """By then nobody waits for it."""
+        self._fill(place, number, blocks, kept)
 
     def _end_fetch(self, place: Place, fetch: KvFetch) -> None:
         """The stages say that they write no more."""
@@ -751,17 +766,27 @@ class SimulatedEngine(Process):
 
     def _fill(
         self, place: Place, number: int, blocks: list[NamedBlock], kept: Mapping[bytes, bytes]
-    ) -> None:
-        """What lies in its place is as it is. Behind the end of a formation nothing is written: the
-        caches may be the next one's."""
+    ) -> bool:
+        """What lies in its place is as it is; whether something was rounded, of what may be. Behind
+        the end of a formation nothing is written: the caches may be the next one's."""
         if place is not self.place or place.stages is None or number in place.given_up:
-            return
+            return False
+        before = any(map(place.contents.is_rounded, blocks))
+        narrow = {
+            name
+            for name, _ in blocks
+            if owner_of(name) and self.environment.random.random() < ROUNDED
+        }
         for name, block in blocks:
             if (name, block) in place.contents:
                 self.monitor.holds(name, place.stages.block(block), in_place=True)
-            else:
-                place.stages.fill(block, kept[name])
-                place.contents.written([block])
+                narrow.discard(name)
+                continue
+            place.stages.fill(block, rounded_block(kept[name]) if name in narrow else kept[name])
+            place.contents.written([block])
+            if name in narrow:
+                place.contents.note_rounded([block])
+        return before or bool(narrow)
 
     def _submit(self, step: Step) -> None:
         """Each stage works one step at a time, all in the same order."""

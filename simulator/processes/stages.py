@@ -25,6 +25,8 @@ VOCABULARY = Vocabulary(
 ID_BYTES = 4
 BLOCK_BYTES = BLOCK_SIZE * ID_BYTES
 DIGEST_BYTES = 4
+ROUNDED = 0x5A5A5A5A
+"""What the digest of a block differs by that was rounded."""
 Found = Callable[[SequenceKey, int, Sequence[bytes]], None]
 """A sequence goes on behind blocks that it did not compute: its first such block, and what each of
 them holds."""
@@ -59,6 +61,12 @@ def contents_of(ids: Sequence[int], first: int = 0) -> list[bytes]:
     return contents[first:]
 
 
+def rounded_block(held: bytes) -> bytes:
+    """A block as it comes where it is rounded on its way: of the same ids, and another one."""
+    digest = int.from_bytes(held[BLOCK_BYTES:], "little") ^ ROUNDED
+    return held[:BLOCK_BYTES] + digest.to_bytes(DIGEST_BYTES, "little")
+
+
 def facts_of(member: Member, numerics_class: str) -> StageFacts:
     """Of a stage of the one model there is."""
     return StageFacts(
@@ -89,7 +97,8 @@ class SimulatedStages:
     table says and read from there again: a block that two sequences hold changes a text, as it
     would in an engine. With its ids a block holds a digest of what was written before them in the
     sequence, wherever its table says that this is: as keys and values, it is another one behind
-    another beginning."""
+    another beginning. Where a sequence may have rounded blocks its tokens follow from digests, too,
+    as soon as one is not what its ids have."""
 
     def __init__(self, kv_blocks: int, salt: str) -> None:
         self.kv_blocks = kv_blocks
@@ -130,6 +139,8 @@ class SimulatedStages:
             if not entry.sample:
                 continue
             opened, salt = slot.opened, self._salt and f"{key.epoch} {self._salt}"
+            if opened.sampling.kv_int8:
+                salt += self._rounding(entry)
             known = end - len(entry.drafts)
             for behind, draft in enumerate((*entry.drafts, None), known):
                 token = token_of(opened.sampling, opened.choice, self._read(entry, behind), salt)
@@ -160,6 +171,18 @@ class SimulatedStages:
             written = min(BLOCK_SIZE, end - index * BLOCK_SIZE) * ID_BYTES
             before = self._digests[table[index - 1]] if index else 0
             self._digests[table[index]] = zlib.crc32(self._cache[start : start + written], before)
+
+    def _rounding(self, entry: SequenceStep) -> str:
+        """Of the full blocks before an entry; empty where they are what its ids have."""
+        table, whole = entry.block_table, 0
+        table = table[: entry.start // BLOCK_SIZE]
+        digests = [self._digests[block] for block in table]
+        for block, digest in zip(table, digests, strict=True):
+            start = block * BLOCK_BYTES
+            whole = zlib.crc32(self._cache[start : start + BLOCK_BYTES], whole)
+            if digest != whole:
+                return f" {digests}"
+        return ""
 
     def _read(self, entry: SequenceStep, end: int) -> bytes:
         starts = [block * BLOCK_BYTES for block in entry.block_table]

@@ -70,9 +70,6 @@ class CopyingSchedule(Schedule):
             request = GenerationRequest(f"{name}{number}", MODEL, prompt, sampling)
             self.world.clock.after(at_s + 0.02 * number, self._ask, request)
 
-    def _ask(self, request: GenerationRequest) -> None:
-        self.world.ask(request)
-
     def _notice(self) -> None:
         """A node of a pipeline that runs something, where another one serves or there is none."""
         controller = self.world.controller

@@ -63,6 +63,7 @@ BACKGROUND = "services/controller/core/ledger/background.py"
 EVENTS = "services/router/openai/responses/events.py"
 RESPONSES = "background.py"
 RETENTION = "services/controller/core/ledger/retention.py"
+ROUNDING = "rounding.py"
 
 
 @dataclass(frozen=True)
@@ -971,5 +972,40 @@ MISTAKES = (
         "        if self.number <= self._after:",
         "        if self.number < self._after:",
         RESPONSES,
+    ),
+    Mistake(
+        "blocks of anybody may be rounded",
+        PREFIX,
+        "    return name[_HASH_BYTES:]",
+        "    return name[_OWNER_BYTES:]",
+        ROUNDING,
+    ),
+    Mistake(
+        "a head does not say that it goes on from what was rounded",
+        HEAD,
+        "            held.inexact = held.inexact or held.owner in owners",
+        "            pass",
+        ROUNDING,
+    ),
+    Mistake(
+        "what came rounded ahead of its generation is forgotten",
+        BATCHING,
+        "                    if lead.incoming.came_rounded(action):",
+        "                    if False:",
+        ROUNDING,
+    ),
+    Mistake(
+        "ids of which their head took the word with it count as exact",
+        LEDGER,
+        "        news: list[Record] = [Inexact(name, entry.base_lengths)] if doubt else []",
+        "        news: list[Record] = []",
+        ROUNDING,
+    ),
+    Mistake(
+        "a head that starts over computes from rounded blocks what was computed otherwise",
+        LEDGER,
+        "            exact = not record.request.sampling.kv_int8",
+        "            exact = True",
+        ROUNDING,
     ),
 )

@@ -1,4 +1,4 @@
-"""Invariants of a generation: 1 to 11, 19 and 30, of the list in oracles.py."""
+"""Invariants of a generation: 1 to 11, 19, 30 and 38, of the list in oracles.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from services.common.errors import (
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
+from services.common.exchange import (
+    Checkpoint,
+    Frame,
+    Grant,
+    Lengths,
+    Phase,
+    ResumeQuestion,
+)
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan
+from services.common.prefix import owner_of
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -28,6 +36,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Kept,
     Record,
 )
@@ -42,7 +51,7 @@ from services.engine.core.sequence import BatchedSequence
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
 from simulator.processes.client import Client
-from simulator.processes.stages import bytes_of, contents_of, token_of
+from simulator.processes.stages import BLOCK_BYTES, bytes_of, contents_of, token_of
 
 YIELDS_WITHIN_S = 0.5
 """What nobody reads gives way within this long: the blip, a tick of the head, a step."""
@@ -53,6 +62,7 @@ class Durable:
     """What the store has of a generation."""
 
     epoch: int
+    request: GenerationRequest
     ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     cached: int = 0
     """What its first choice found of the prompt."""
@@ -115,6 +125,10 @@ class GenerationOracle(Watch):
         self._sampled_to: dict[tuple[str, int, int, str], int] = {}
         """By generation, epoch, choice and head: two may run one epoch until one is bound."""
         self._durable: dict[str, Durable] = {}
+        self._inexact_from: dict[str, Lengths] = {}
+        """Where ids begin that nobody computes, as the store has it."""
+        self._journaled: set[Client] = set()
+        """Whose ids the store had when they were told the end."""
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
         """Head of each epoch, as the present controller has it."""
@@ -142,12 +156,14 @@ class GenerationOracle(Watch):
             if isinstance(record, HeadBound):
                 if name in self._durable:
                     self.fail(3, f"{name} is bound twice")
-                self._durable[name] = Durable(1)
+                self._durable[name] = Durable(1, record.request)
                 continue
+            if isinstance(record, Inexact):
+                self._declare(record)
             if isinstance(record, Ended) and record.choice is None:
                 self._tombstones.add(name)
             if isinstance(record, Granted):
-                held = self._durable.setdefault(name, Durable(0))
+                held = self._durable.setdefault(name, Durable(0, record.request))
                 if record.epoch <= held.epoch:
                     self.fail(3, f"{name}: epoch {record.epoch} behind {held.epoch}")
                 held.epoch = record.epoch
@@ -164,6 +180,18 @@ class GenerationOracle(Watch):
         if not held and not span.choice:
             durable.cached = span.cached_tokens
         held += span.ids
+        if self.exact and durable.request.sampling.kv_int8:
+            lengths = self._inexact_from.get(name)
+            end = len(held) if lengths is None else lengths[span.choice]
+            right = self._reference(durable.request, span.choice).ids[:end]
+            if tuple(held[: len(right)]) != right[: len(held)]:
+                self.fail(38, f"{name}: {held} is not {right}, and nobody declared it")
+
+    def _declare(self, record: Inexact) -> None:
+        name, durable = record.generation_id, self._durable.get(record.generation_id)
+        if durable is None or not durable.request.sampling.kv_int8:
+            self.fail(38, f"{name} is declared inexact, and nobody asked for that")
+        self._inexact_from.setdefault(name, record.lengths)
 
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any:
         """State before a checkpoint, for comparison behind it."""
@@ -219,9 +247,9 @@ class GenerationOracle(Watch):
         if record is None:
             return
         self._bases[name, grant.epoch] = {choice: len(ids) for choice, ids in base.items()}
-        durable = self._durable.get(name, Durable(0))
+        durable = self._durable.get(name, Durable(0, record.request))
         presented = {span.choice: span.ids for span in question.held}
-        goes_on = ledger.settings.strategy.migration
+        goes_on = ledger.settings.strategy.migration or record.request.sampling.kv_int8
         whole = {span.choice for span in grant.base if goes_on or span.finish_reason is not None}
         if not goes_on and whole != set(base):
             self.fail(3, f"{name}: the base has what is to be computed again")
@@ -327,7 +355,8 @@ class GenerationOracle(Watch):
         """A stage takes this for what goes by a name: it keeps it for others, or has it in the
         place in which it is wanted."""
         self.blocks["in place" if in_place else "kept"] += 1
-        if held != self._contents.get(name):
+        right, end = self._contents.get(name), BLOCK_BYTES if owner_of(name) else None
+        if right is None or held[:end] != right[:end]:
             self.fail(30, f"what is taken for {name.hex()} is something else")
 
     def found(
@@ -338,7 +367,9 @@ class GenerationOracle(Watch):
         sequence = batching.lead.scheduler.find(key) if batching.lead is not None else None
         if sequence is not None:
             end = (first + len(held)) * BLOCK_SIZE
-            if contents_of(sequence.tokens[:end], first) != held:
+            right, its_own = contents_of(sequence.tokens[:end], first), owner_of(sequence.names[0])
+            of_block = BLOCK_BYTES if its_own else None  # what it owns may have been rounded
+            if [one[:of_block] for one in right] != [one[:of_block] for one in held]:
                 self.fail(30, f"{key} goes on behind blocks of another text")
 
     def _check_blocks(self, batching: Batching) -> None:
@@ -397,9 +428,18 @@ class GenerationOracle(Watch):
             self._references[key] = reference(request, choice)
         return self._references[key]
 
+    def _repeats(self, request: GenerationRequest) -> bool:
+        """Everybody would compute what it says."""
+        return self.exact and not request.sampling.kv_int8
+
+    def _is_one(self, client: Client) -> bool:
+        """What it had is what its generation says: the journal had it by then, or it is exact. What
+        a head said and took with it nobody samples again where it is not."""
+        return not client.request.sampling.kv_int8 or client in self._journaled
+
     def shown(self, client: Client) -> None:
         """A client got text."""
-        if self.exact:
+        if self._repeats(client.request):
             for choice in range(client.request.choices):
                 has, right = answer(client, choice), self._reference(client.request, choice)
                 if not right.text.startswith(has.text) or right.ids[: len(has.ids)] != has.ids:
@@ -408,6 +448,9 @@ class GenerationOracle(Watch):
     def client_ended(self, client: Client) -> None:
         """A client got its end."""
         self.note("ended", client.name, type(client.error).__name__, client.finish)
+        durable = self._durable.get(client.request.generation_id)
+        if durable is not None and all(durable.ids[i] == ids for i, ids in enumerate(client.ids)):
+            self._journaled.add(client)
         if client.ends != 1:
             self.fail(5, f"{client.name} ended {client.ends} times")
         if client.error is not None:
@@ -424,10 +467,10 @@ class GenerationOracle(Watch):
         if client.first is not None and client.first.error is None and client.first.ended:
             if self._counts_once and client.usage != client.first.usage:
                 self.fail(6, f"{client.name}: another router counts {client.first.usage}")
-            for choice in range(client.request.choices):
+            for choice in range(client.request.choices if self._is_one(client.first) else 0):
                 if answer(client, choice) != answer(client.first, choice):
                     self.fail(6, f"{client.name}: another router gives {answer(client, choice)}")
-        if self.exact:
+        if self._repeats(client.request):
             for choice in range(client.request.choices):
                 has, right = answer(client, choice), self._reference(client.request, choice)
                 if has != right:

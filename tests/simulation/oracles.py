@@ -12,6 +12,10 @@ used, and what two sequences use is the same of both: model, salt and every id u
 what is kept under a block's name, taken for it in its place, or gone on from, holds its ids, and
 was written behind the ids that come before them.
 
+Of a generation whose blocks may be rounded: 38 in the journal each id that is not what anybody
+computes from those before it stands behind a record that says so; of no other is that said, and no
+other goes on behind a rounded block (30).
+
 Of every core: 12 it raises what is no domain error for nobody.
 
 Of the cluster (oracle_cluster.py): 13 no node is told to join a formation before it has left the

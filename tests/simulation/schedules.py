@@ -249,7 +249,10 @@ class Schedule:
             ask_digest=f"d{number}" if number in self._whole else "",
             cache_salt=self._alike.choice(("", "", "", "a")),
         )
-        self._arrived[number] = self.world.ask(request)
+        self._arrived[number] = self._ask(request)
+
+    def _ask(self, request: GenerationRequest) -> Client:
+        return self.world.ask(request)
 
     def _begun_alike(self, prompt: list[int]) -> tuple[int, ...]:
         """Most prompts have a beginning in common, some of them but for the first id; some are no

@@ -91,7 +91,7 @@ class Shelves:
 
     def _end(self) -> None:
         formation_id = self.random.choice("fg")
-        self.shelf.complete(formation_id, LAYOUT.name, self.now_s)
+        self.shelf.complete(formation_id, LAYOUT, self.now_s)
         self.complete[formation_id] = self.now_s + KEEP_S
 
     def _look(self) -> None:
@@ -135,7 +135,7 @@ class Shelves:
         whole = gathering.whole
         self.happened[f"whole {whole == len(names)}"] += 1
         self.happened["refused"] += gathering.refused
-        for name, data in zip(names, gathering.data(whole), strict=False):
+        for name, data in gathering.blocks(whole):
             if bytes(data) != truth(name, layers):
                 self._fail("what came is not the block that was asked for")
         rest = gathering.lacking(layers)

@@ -1,6 +1,6 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, ahead.py, seats.py, prefixes.py, markets.py, crowds.py, departures.py, doors.py,
-background.py and oracles.py.
+schedules.py, ahead.py, rounding.py, seats.py, prefixes.py, markets.py, crowds.py, departures.py,
+doors.py, background.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -27,6 +27,7 @@ from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from prefixes import PrefixSchedule
+from rounding import RoundingSchedule, happened
 from schedules import Schedule, table
 from seats import SeatedSchedule
 from shelves import FAULTS, Shelves
@@ -59,8 +60,10 @@ MISTAKE_SEEDS = {
     "shelves.py": 10,
     "doors.py": 30,
     "background.py": 15,
+    "rounding.py": 60,
 }
 AHEAD = 25
+ROUNDED = 40
 SEATED = 6
 FETCHING = 20
 SHELVES = 50
@@ -150,6 +153,20 @@ def test_every_invariant_holds_where_blocks_go_ahead() -> None:
             raise
         went += len(schedule.world.environment.kept_blocks) > 0
     assert went > AHEAD / 4
+
+
+@pytest.mark.timeout(600)
+def test_ids_behind_rounded_blocks_are_declared_and_no_others_go_on_from_them() -> None:
+    seen = Counter[str]()
+    for seed in range(ROUNDED):
+        schedule = RoundingSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of those in which blocks are rounded")
+            raise
+        seen += happened(schedule)
+    assert seen["asked"] > seen["declared"] > ROUNDED / 5
 
 
 @pytest.mark.timeout(600)

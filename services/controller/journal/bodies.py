@@ -39,6 +39,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Kept,
     Record,
     Sealed,
@@ -46,7 +47,14 @@ from services.controller.core.ledger.records import (
 
 T = TypeVar("T")
 
-KINDS: Mapping[type[Any], int] = {HeadBound: 1, Granted: 2, IdsAppended: 3, Sealed: 4, Ended: 5}
+KINDS: Mapping[type[Any], int] = {
+    HeadBound: 1,
+    Granted: 2,
+    IdsAppended: 3,
+    Sealed: 4,
+    Ended: 5,
+    Inexact: 6,
+}
 """Codes of kinds. Like the codes below they stand in files: none is changed or given again."""
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -108,6 +116,8 @@ def stored(record: Record) -> tuple[int, bytes]:
             )
         case Sealed(_, epoch):
             body = pb.Sealed(epoch=epoch)
+        case Inexact(_, lengths):
+            body = pb.Inexact(lengths=lengths)
         case Ended(_, choice, reason, length):
             body = pb.Ended(choice=choice, reason=CANCEL_REASONS[reason], length=length)
         case Forgotten() | Kept():
@@ -138,6 +148,8 @@ def records_from(generation_id: str, kind: int, body: bytes) -> Iterator[Record]
         yield Granted(generation_id, said.epoch, *head, asked, spans, said.numerics_class)
     elif kind == KINDS[Sealed]:
         yield Sealed(generation_id, pb.Sealed.FromString(body).epoch)
+    elif kind == KINDS[Inexact]:
+        yield Inexact(generation_id, tuple(pb.Inexact.FromString(body).lengths))
     elif kind == KINDS[Ended]:
         said = pb.Ended.FromString(body)
         yield Ended(

@@ -11,6 +11,7 @@ from services.controller.core.ledger.records import (
     Forgotten,
     HeadBound,
     IdsAppended,
+    Inexact,
     Kept,
     Record,
 )
@@ -80,7 +81,8 @@ class Statements:
             return (said.forget, (item.generation_id,)), (said.keep, row)
         if isinstance(item, Outlived):
             return (said.outlive, (item.before_unix_s,)), (said.outlive_most, (item.at_most,))
-        if isinstance(item, HeadBound) or (isinstance(item, Ended) and item.choice is not None):
+        of_choice = isinstance(item, Ended) and item.choice is not None
+        if of_choice or isinstance(item, HeadBound | Inexact):
             return (self._inserted(item),)
         joined = said.join(item.generation_id, self._number())  # its epoch is over
         return (*joined, self._inserted(item))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from services.common.exchange import GenerateCall, KvSource, Phase
+from services.common.prefix import owner_of, root_of
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import (
     Action,
@@ -117,17 +118,21 @@ class Batching:
         now_s: float,
         size_bytes: int = 0,
         took_s: float = 0.0,
+        *,
+        rounded: bool = False,
     ) -> Due:
         """The first `count` blocks of a fetch of the formation that is led hold what they should,
-        at every stage; None: some stage did not answer. So many bytes came from other processes for
-        it, in that time."""
+        at every stage, some of them `rounded`; None: some stage did not answer. So many bytes came
+        from other processes for it, in that time."""
         lead = self.lead
         if lead is None:
             return Due()
         if fetch.holder is not None:
             lead.prefixes.came(fetch.holder, size_bytes, took_s, now_s)
+        if rounded:
+            self.generations.rounded(fetch.owners(count))
         due: list[Action] = []
-        for start, unread in lead.incoming.fetched(fetch.number, count):
+        for start, unread in lead.incoming.fetched(fetch.number, count, rounded=rounded):
             if count:
                 self.generations.moved(start.key, "kv")
             due.append(start)
@@ -273,6 +278,8 @@ class Batching:
                 elif isinstance(action, StartSequence):
                     begins = True
                     self._queued_s.setdefault(action.key, now_s)
+                    if lead.incoming.came_rounded(action):
+                        self.generations.rounded({owner_of(root_of(action.request))})
                     if lead.incoming.holds_back(action, now_s):
                         continue
                     ahead = lead.incoming.came_ahead(action)

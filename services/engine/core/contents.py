@@ -19,6 +19,8 @@ class Contents:
 
     def __init__(self) -> None:
         self._names: dict[int, bytes] = {}
+        self._rounded: set[int] = set()
+        """Of these blocks, those that came rounded."""
 
     def __len__(self) -> int:
         return len(self._names)
@@ -32,18 +34,27 @@ class Contents:
         """A block of each name."""
         return {name: block for block, name in self._names.items()}
 
+    def is_rounded(self, named: NamedBlock) -> bool:
+        """It holds what goes by the name, rounded."""
+        return named in self and named[1] in self._rounded
+
     def note(self, blocks: Iterable[NamedBlock]) -> None:
         """They hold what goes by these names."""
         self._names.update((block, name) for name, block in blocks)
+
+    def note_rounded(self, blocks: Iterable[int]) -> None:
+        """What these hold came rounded."""
+        self._rounded.update(blocks)
 
     def written(self, blocks: Iterable[int]) -> None:
         """They may hold something else from now on."""
         for block in blocks:
             self._names.pop(block, None)
+            self._rounded.discard(block)
 
     def stepped(self, steps: Iterable[SequenceStep]) -> None:
         """A batch writes its rows."""
-        if self._names:
+        if self._names or self._rounded:
             for step in steps:
                 end = blocks_for(step.start + step.count)
                 self.written(step.block_table[step.start // BLOCK_SIZE : end])

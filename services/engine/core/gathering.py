@@ -30,9 +30,13 @@ class Gathering:
                 return index
         return len(self._names)
 
-    def data(self, count: int) -> list[memoryview]:
-        """Of the first so many."""
-        return [memoryview(self._data[name]) for name in self._names[:count]]
+    def blocks(self, count: int) -> list[tuple[bytes, memoryview]]:
+        """The first so many, each behind its name."""
+        return [(name, self.block(name)) for name in self._names[:count]]
+
+    def block(self, name: bytes) -> memoryview:
+        """One that lacks no layer."""
+        return memoryview(self._data[name])
 
     def lacking(self, layers: range) -> list[bytes]:
         """Blocks that lack one of these layers."""

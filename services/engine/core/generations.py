@@ -308,6 +308,12 @@ class Generations:
         if found is not None and found[0].goes_on:
             found[0].moved_by = by if by == "kv" else found[0].moved_by or by
 
+    def rounded(self, owners: Collection[bytes]) -> None:
+        """Blocks that these own lie in the caches as they were rounded: what their generations
+        sample from now on is what nobody else computes."""
+        for held in self._held.values() if owners else ():
+            held.inexact = held.inexact or held.owner in owners
+
     def stepped(self, step: int, tokens: Sequence[NewToken], now_s: float) -> list[Action]:
         """A step came back, perhaps without tokens. Tokens of unknown keys count for nothing."""
         self.step = step

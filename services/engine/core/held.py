@@ -22,6 +22,7 @@ from services.common.exchange import (
 )
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.message_sizes import token_bytes
+from services.common.prefix import owner_of, root_of
 from services.common.token_run import TokenRun
 from services.engine.core.actions import (
     Action,
@@ -190,6 +191,10 @@ class HeldGeneration:
         """It is sealed behind its first token."""
         self.moved_by: MovedBy = ""
         """How its sequences came to what they go on from, once that is known."""
+        self.owner = owner_of(root_of(request))
+        """Names it as the owner of its blocks; empty where these may be anybody's."""
+        self.inexact = False
+        """Some of what they go on from was rounded."""
         self._journaled = [0 if call.epoch == 1 else len(c.run) for c in self.choices]
         self._journaled_ends: set[int] = set()
         self._answered = False
@@ -365,6 +370,7 @@ class HeldGeneration:
             sealed,
             self.unread,
             self.moved_by,
+            self.inexact,
         )
 
     def answered(self, message: int, result: CheckpointResult) -> None:

@@ -16,11 +16,11 @@ one request, and requests that begin alike and come together, wait for one fetch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.exchange import KvSource, PrefixHolder
-from services.common.prefix import next_hash, root_of
+from services.common.prefix import next_hash, owner_of, root_of
 from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey, StartSequence
 from services.engine.core.prefix_fetching import PrefixFetching
@@ -49,6 +49,11 @@ class KvFetch:
     @property
     def names(self) -> list[bytes]:
         return [name for name, _ in self.blocks]
+
+    def owners(self, count: int | None) -> set[bytes]:
+        """Whose own some of the first so many are."""
+        names = (name for name, _ in self.blocks[: count or 0])
+        return {owner for name in names if (owner := owner_of(name))}
 
 
 @dataclass(slots=True)
@@ -99,6 +104,8 @@ class Incoming:
         """Blocks of fetches that some stage has not answered."""
         self._ahead: dict[bytes, None] = {}
         """Names of what came ahead; as many as there are blocks, the latest ones."""
+        self._rounded: dict[bytes, None] = {}
+        """Owners of blocks that came rounded; as many as there are blocks, the latest ones."""
 
     def holds_back(self, start: StartSequence, now_s: float) -> bool:
         """It waits for blocks; False: there are none worth waiting for, or no room for them."""
@@ -189,12 +196,22 @@ class Incoming:
             one.told = True
         return tuple(one.fetch for one in found)
 
-    def fetched(self, number: int, count: int | None) -> list[tuple[StartSequence, bool]]:
+    def came_rounded(self, start: StartSequence) -> bool:
+        """Some of its generation's blocks did, and may be there."""
+        return owner_of(root_of(start.request)) in self._rounded
+
+    def fetched(
+        self, number: int, count: int | None, *, rounded: bool = False
+    ) -> list[tuple[StartSequence, bool]]:
         """The first `count` blocks hold what they should, at every stage; None: some stage did not
-        answer. Returns what starts now, and whether it is unread."""
+        answer. Some of what may be was `rounded`. Returns what starts now, and whether it is
+        unread."""
         one = self._awaited.pop(number, None)
         if one is None:
             return []
+        if rounded:
+            owners = one.fetch.owners(count)
+            _note_latest(self._rounded, owners, self._scheduler.blocks.count)
         if count is None:  # nobody writes to what was there before
             self._scheduler.give_beginning(one.there, (), ())
             self._unanswered[number] = [block for _, block in one.fetch.blocks]
@@ -203,20 +220,13 @@ class Incoming:
             fresh = [block for _, block in one.fetch.blocks]
             self._scheduler.give_beginning(one.there, fresh, names)
             if one.ahead:
-                self._note_ahead(names)
+                _note_latest(self._ahead, names, self._scheduler.blocks.count)
         return [(replace(w.start, source=None, holder=None), w.unread) for w in one.waiting]
 
     def ended(self, number: int) -> None:
         """No stage writes to the blocks of this fetch any more: what they hold counts for
         nothing."""
         self._scheduler.give_beginning((), self._unanswered.pop(number, ()), ())
-
-    def _note_ahead(self, names: Sequence[bytes]) -> None:
-        for name in names:
-            self._ahead.pop(name, None)
-            self._ahead[name] = None
-        for name in list(self._ahead)[: -self._scheduler.blocks.count]:
-            del self._ahead[name]
 
     def stop(self, key: SequenceKey) -> None:
         """It starts no more; its blocks are given back when the stages have answered."""
@@ -234,3 +244,11 @@ class Incoming:
             for waiting in one.waiting:
                 if waiting.start.key == key:
                     waiting.unread = unread
+
+
+def _note_latest(noted: dict[bytes, None], names: Iterable[bytes], most: int) -> None:
+    for name in names:
+        noted.pop(name, None)
+        noted[name] = None
+    for name in list(noted)[:-most]:
+        del noted[name]

@@ -8,17 +8,30 @@ and one of vLLM's never are.
 
 A block goes by the hash of all ids up to its end (`services.common.prefix`), which stands for the
 generation, too: equal ids have equal blocks.
+
+Rounded blocks (`services.engine.kv_rounding`) have a layout of their own, so that nobody takes one
+for a block as it was computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from blake3 import blake3
 
 VERSION = 1
 CHECKSUM_BYTES = 32
+SCALE_BYTES = 4
+"""Of a scale, fp32."""
+_ROUNDED = "int8.1"
+"""What rounded blocks are, and the version of how they lie."""
+Element = Literal["", "bf16", "fp32", "int8"]
+"""What keys and values are; empty: nobody says, or they do not lie apart."""
+ELEMENTS: tuple[Element, ...] = get_args(Element)
+_ELEMENT_BYTES: dict[str, int] = {"bf16": 2, "fp32": 4}
+"""Of what may be rounded: a head's part is its keys and then its values, as many of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +50,25 @@ class KvLayout:
     numerics_class: str
     """Of the pipeline, or of a stage by itself: what another arithmetic computed is of no use
     here."""
+    element: Element = ""
+    """Follows from the class; so the name does not say it."""
 
     @property
     def name(self) -> str:
         """Equal for layouts that are."""
         sizes = f"{self.positions}x{self.heads}x{self.head_bytes}"
         return f"kv{VERSION}/{self.form}/{sizes}/{self.numerics_class}"
+
+    @property
+    def rounded(self) -> KvLayout | None:
+        """How the same blocks lie in int8: of each head the scale of its keys and that of its
+        values, and a byte an element. None where they cannot be rounded, or are."""
+        size_bytes = _ELEMENT_BYTES.get(self.element, 0)
+        if not size_bytes or not self.head_bytes:
+            return None
+        head_bytes = 2 * SCALE_BYTES + self.head_bytes // size_bytes
+        form = f"{self.form}+{_ROUNDED}"
+        return replace(self, form=form, head_bytes=head_bytes, element="int8")
 
     @property
     def layer_bytes(self) -> int:

@@ -36,8 +36,8 @@ class Shelf:
         """A heap: what may go first comes first. What was kept for longer since goes back."""
         self._numbers = count()
         self._last_s = 0.0
-        self._complete: dict[str, tuple[str, float]] = {}
-        """Formations of which nothing more comes: their layouts, and until when that counts."""
+        self._complete: dict[str, tuple[KvLayout, float]] = {}
+        """Formations of which nothing more comes: how blocks lie there, until when that counts."""
         self.used_bytes = 0
 
     def keeps_for_s(self, now_s: float) -> float:
@@ -88,14 +88,14 @@ class Shelf:
         return True
 
     def complete(
-        self, formation_id: str, layout_name: str, now_s: float, keep_s: float | None = None
+        self, formation_id: str, layout: KvLayout, now_s: float, keep_s: float | None = None
     ) -> None:
         """All that will be kept of a formation is; that counts for as long as what is put."""
         kept_s = self.keep_s if keep_s is None else keep_s
-        self._complete[formation_id] = layout_name, now_s + kept_s
+        self._complete[formation_id] = layout, now_s + kept_s
 
-    def layout_of(self, formation_id: str, now_s: float) -> str | None:
-        """The layout's name of a formation of which nothing more comes; None for one that is not
+    def layout_of(self, formation_id: str, now_s: float) -> KvLayout | None:
+        """How blocks of a formation lie of which nothing more comes; None for one that is not
         known, or not any more."""
         self.forget(now_s)
         return self._complete.get(formation_id, (None, 0.0))[0]

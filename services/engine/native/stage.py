@@ -99,7 +99,7 @@ class NativeStage:
     def kv_layout(self) -> KvLayout:
         packing, name = self._packing, self._facts.numerics_class
         sizes = (self._heads.all, packing.kv_head_bytes, BLOCK_SIZE)
-        return KvLayout(packing.kv_form, *sizes, name)
+        return KvLayout(packing.kv_form, *sizes, name, self._facts.hidden_dtype)
 
     @property
     def kv_heads(self) -> range:

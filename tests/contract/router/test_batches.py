@@ -94,7 +94,7 @@ def counted(outcome: str) -> float:
 
 async def test_a_batch_is_answered_line_by_line(client: openai.AsyncOpenAI) -> None:
     before = [counted(outcome) for outcome in ("answered", "failed")]
-    lines = [chat(f"q{n}", max_tokens=5 + n) for n in range(20)]
+    lines = [chat(f"q{n}", max_tokens=5 + n, kv_int8=n % 2 == 0) for n in range(20)]
     lines += [chat("hot", temperature=9), chat("long", max_tokens=10**6)]
     batch = await submitted(client, *lines, metadata={"job": "nightly"})
     assert (batch.status, batch.object, batch.metadata) == (

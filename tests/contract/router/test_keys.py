@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from services.cli.key_files import revoke_key
 from services.common import channels
-from services.common.errors import AlreadyExists, NotFound, Unauthenticated
+from services.common.errors import AlreadyExists, InvalidArgument, NotFound, Unauthenticated
 from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
@@ -30,6 +30,7 @@ from tests.waiting import until
 
 COMPLETIONS = "/v1/completions"
 ASKED = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 5}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
 WRONG = "shunt-000000000000-" + "w" * 43
 GARBLED = ("Bearer", "Bearer ' OR 1=1--", "Basic dTpw", f"Bearer {WRONG}", "Bearer \xff")
 
@@ -211,6 +212,48 @@ async def test_a_generation_carries_its_tenant_and_class_to_its_head(
     name = await _generation(keyed, ring, "batch")
     request = mesh.journal[name].request
     assert (request.tenant, request.priority, request.tenant_weight) == ("batch", "tolerant", 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        (COMPLETIONS, ASKED),
+        ("/v1/chat/completions", CHAT),
+        ("/v1/responses", {"model": "tiny", "input": "hi", "max_output_tokens": 5}),
+    ],
+)
+async def test_blocks_in_int8_are_for_keys_of_class_tolerant(
+    mesh: FakeMesh, keyed: RunningDoors, ring: KeyRing, path: str, asked: Mapping[str, Any]
+) -> None:
+    ring.add("batch", **{"class": "tolerant"})
+    for tenant, status in (("acme", 400), ("batch", 200)):
+        async with _asking(keyed, ring.shown(tenant)) as client:
+            await _until_known(client)
+            answer = await client.post(path, json={**asked, "kv_int8": True})
+        assert answer.status_code == status, answer.text
+        if status == 400:
+            assert answer.json()["error"]["param"] == "kv_int8"
+    (held,) = mesh.journal.values()
+    assert held.request.sampling.kv_int8
+
+
+async def test_they_are_so_over_grpc_too(
+    mesh: FakeMesh, keyed: RunningDoors, ring: KeyRing
+) -> None:
+    ring.add("batch", **{"class": "tolerant"})
+    request = router_pb2.GenerateRequest()
+    request.CopyFrom(REQUESTS["Generate"])
+    request.sampling.kv_int8 = True
+    method = next(method for method in RPCS if method.name == "Generate")
+    async with _asking(keyed, ring.shown("batch")) as client:
+        await _until_known(client)
+    async with _stub(keyed) as stub:
+        with pytest.raises(InvalidArgument) as refused:
+            await _called(stub, method, request, ring.shown("acme")["authorization"])
+        assert refused.value.field == "kv_int8"
+        await _called(stub, method, request, ring.shown("batch")["authorization"])
+    (held,) = mesh.journal.values()
+    assert held.request.sampling.kv_int8
 
 
 async def test_an_idempotency_key_is_a_tenants_own_whichever_key_it_shows(

@@ -89,6 +89,7 @@ STATUS = controller_pb2.GetStatusResponse(
             journaled_tokens=9,
             standing=controller_pb2.STANDING_RUNNING,
             moved_by=controller_pb2.MOVED_BY_KV,
+            inexact_from=[9],
             unread=True,
         )
     ],
@@ -333,6 +334,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "standing": "running",
                 "unread": True,
                 "moved_by": "kv",
+                "inexact_from": [9],
             }
         ],
         "offers": [

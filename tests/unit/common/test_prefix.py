@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.generation import GenerationRequest, ModelRef, Sampling
-from services.common.prefix import chain_of, next_hash, root_of, told
+from services.common.prefix import chain_of, next_hash, owner_of, root_of, told
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d1"), tuple(range(40)), Sampling(1))
 
@@ -47,3 +47,16 @@ def test_the_chain_is_what_a_head_makes_block_by_block() -> None:
     first = next_hash(root_of(REQUEST), range(16))
     assert chain(REQUEST.prompt_ids) == [first, next_hash(first, range(16, 32))]
     assert 0 <= told(first) < 1 << 64
+
+
+def test_blocks_that_may_be_rounded_are_one_generations_own() -> None:
+    """No other finds them, and their names say so; all others' are what they were."""
+    rounds = replace(REQUEST, sampling=replace(REQUEST.sampling, kv_int8=True))
+    another = replace(rounds, generation_id="h")
+    chains = [list(chain_of(one, 16)) for one in (REQUEST, rounds, another)]
+    assert len({name for chain in chains for name in chain}) == 6
+    assert len({told(name) for chain in chains for name in chain}) == 6
+    owners = [{owner_of(name) for name in chain} for chain in chains]
+    assert owners == [{b""}, {owner_of(root_of(rounds))}, {owner_of(root_of(another))}]
+    assert len({*owners[0], *owners[1], *owners[2]}) == 3
+    assert {len(name) for name in chains[0]} == {32}

@@ -53,14 +53,14 @@ async def test_blocks_are_waited_for_as_long_as_their_grant_says() -> None:
         async def fetch(self, *asked: Any, waits: bool) -> Any:
             self.waited_s.append(asked[-1])
             assert waits
-            return SimpleNamespace(blocks=1, fetched_bytes=7)
+            return SimpleNamespace(blocks=1, fetched_bytes=7, rounded=True)
 
     slow: Any = Slow()
     formation: Any = Alone()
     calls = KvCalls(slow, Peers(nobody), 5.0)
     for source in (KvSource("g", ()), KvSource("g", (), 40.0)):
         brought = await calls.fetch(formation, KvFetch(2, source, ((b"a", 0),)))
-        assert brought == Brought(1, 7)
+        assert brought == Brought(1, 7, rounded=True)
     assert Slow.waited_s == [5.0, 40.0]
 
 

@@ -19,7 +19,8 @@ from services.engine.backend import BLOCK_SIZE, Batch, Hidden, SequenceOpen, Seq
 from services.engine.core.contents import Contents
 from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
-from services.engine.kv_exchange import STILL_S, KvExchange, KvLimits, Wanted
+from services.engine.kv_exchange import STILL_S, KvExchange
+from services.engine.kv_gatherer import KvLimits, Wanted
 from tests.contract.engine.tiny import LAYERS, TinyBackend, expected_ids
 
 TEXTS = [[5 + (7 * i + 13 * n) % 500 for i in range(65)] for n in range(2)]

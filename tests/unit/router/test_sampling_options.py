@@ -10,8 +10,9 @@ import pytest
 from shuntserve.router.v1 import router_pb2
 
 from services.common.errors import InvalidArgument
-from services.common.generation import SAMPLING, GenerationKind, ModelRef
+from services.common.generation import SAMPLING, GenerationKind, ModelRef, PriorityClass
 from services.common.sampling_fields import Kind, SamplingField
+from services.common.tenants import NOBODY
 from services.router.ask import Ask, Drawn, ModelLimits, unasked
 from services.router.openai.requests import parse_chat, parse_completion
 from services.router.service import ask_from
@@ -19,6 +20,7 @@ from services.router.service import ask_from
 ASKED = [row for row in SAMPLING.values() if row.asked]
 LIMITS = ModelLimits(ModelRef("tiny", "d"), 4096, 1000, (2,), MappingProxyType({}), unasked({}))
 DRAWN = Drawn("g", 5, 0)
+TOLERANT = replace(NOBODY, priority=PriorityClass.TOLERANT)
 
 
 def _some(row: SamplingField) -> Any:
@@ -52,7 +54,7 @@ def test_a_field_comes_through_both_doors_into_the_request(row: SamplingField) -
     assert asks[0].options == asks[1].options != {}
     held = []
     for ask in asks:
-        ask.check(16)
+        replace(ask, tenant=TOLERANT).check(16)
         sampling = ask.resolve(LIMITS, [1], DRAWN).sampling
         held.append(getattr(sampling, row.name))
     assert held[0] == held[1] != row.neutral
@@ -113,3 +115,14 @@ def test_allowed_ids_that_are_all_ends_cannot_be_beside_fewest_tokens(
     other = Ask("tiny", GenerationKind.COMPLETION, (1,), options={**options, "ignore_eos": True})
     if allowed == (2,):  # no end then
         assert other.resolve(LIMITS, [1], DRAWN).sampling.allowed_token_ids == (2,)
+
+
+@pytest.mark.parametrize("door", [_over_http, _over_grpc])
+@pytest.mark.parametrize("priority", [PriorityClass.PROTECTED, PriorityClass.STANDARD])
+def test_rounded_blocks_are_for_what_is_tolerant(door: Any, priority: PriorityClass) -> None:
+    ask = replace(door("kv_int8", True), tenant=replace(NOBODY, priority=priority))
+    with pytest.raises(InvalidArgument, match=f"class tolerant, and this one is {priority}") as no:
+        ask.check(16)
+    assert no.value.field == "kv_int8"
+    replace(ask, tenant=TOLERANT).check(16)
+    replace(door("kv_int8", False), tenant=ask.tenant).check(16)

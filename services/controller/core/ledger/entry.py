@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import InvalidArgument
-from services.common.exchange import MovedBy
+from services.common.exchange import Lengths, MovedBy
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
 from services.controller.core.ledger.records import Granted, HeadBound
@@ -57,6 +57,9 @@ class JournalEntry:
         """The epoch's head has said something of it, or is owed the time to do so."""
         self.moved_by: MovedBy = ""
         """How the epoch's head came to its base, as far as it has said."""
+        self.inexact_from: Lengths = ()
+        """Where ids begin, by choice, that nobody computes from those before them; empty where each
+        of them anybody does."""
         self.handed_on = False
         """The epoch's head handed it on, as its reader said."""
         self.began_at = ""
@@ -135,6 +138,14 @@ class JournalEntry:
         """Something was sampled of it, counting what a reader holds beyond the journal."""
         given = len(self.request.sampling.given_ids)
         return any(length > given for length in (*self.lengths, *(span.end for span in held)))
+
+    def in_doubt(self, held: Sequence[TokenSpan]) -> bool:
+        """What its head went on from may have been rounded, and it did not come to say so before
+        ids of it, counting what a reader holds beyond the journal, or blocks went elsewhere."""
+        if not self.request.sampling.kv_int8 or self.epoch <= 1 or self.inexact_from:
+            return False
+        untold = not self.sealed and self.lengths == self.base_lengths
+        return untold or bool(self.fresh(held))
 
     def told(self, spans: Sequence[TokenSpan]) -> None:
         """The epoch's head says these, before they are appended: counts what was held already."""

@@ -50,6 +50,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Kept,
     Record,
     Sealed,
@@ -125,10 +126,13 @@ class Ledger:
             entry.give_to(record, 1)
         elif isinstance(record, Granted):
             entry.append(record.spans)
-            starts_over = not self.settings.strategy.migration
+            exact = not record.request.sampling.kv_int8  # or nothing is computed twice and compared
+            starts_over = exact and not self.settings.strategy.migration
             entry.give_to(record, record.epoch, from_the_start=starts_over)
         elif isinstance(record, IdsAppended):
             entry.append((record.span,))
+        elif isinstance(record, Inexact):
+            entry.inexact_from = entry.inexact_from or record.lengths
         elif isinstance(record, Sealed):
             entry.sealed = True
         elif record.choice is not None:
@@ -187,6 +191,9 @@ class Ledger:
         self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
+        if checkpoint.inexact and not entry.inexact_from:
+            records += self._commit([Inexact(name, entry.base_lengths)], now_s)
+            events.append(_inexact(entry))
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
         complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
@@ -283,7 +290,11 @@ class Ledger:
         )
         had = entry.classes[-1:]
         self._migration.over(name)
-        records = self._commit([record], now_s)
+        doubt = entry.in_doubt(question.held)
+        news: list[Record] = [Inexact(name, entry.base_lengths)] if doubt else []
+        # What is doubted of an epoch stands before the next one; of what is not known yet, behind.
+        news.insert(len(news) if name in self._entries else 0, record)
+        records = self._commit(news, now_s)
         entry = self._entries[name]
         attributes = {
             "epoch": str(entry.epoch),
@@ -296,8 +307,9 @@ class Ledger:
         if had and entry.classes[-1:] != had:
             attributes["numerics"] = f"{had[0]} to {entry.classes[-1]}"
         event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
+        events = (event, _inexact(entry)) if doubt else (event,)
         base = entry.spans(entry.base_lengths if route is not None else None)
-        return Outcome(Grant(entry.epoch, route, base), records, True, (event,))
+        return Outcome(Grant(entry.epoch, route, base), records, True, events)
 
     def cancel(
         self,
@@ -434,3 +446,9 @@ class Ledger:
         """Where every generation stands."""
         serving = {head.route.formation_id for head in heads}
         return population_of(self._entries, self._ended, self._tombstones, serving)
+
+
+def _inexact(entry: JournalEntry) -> LedgerEvent:
+    lengths = ",".join(map(str, entry.inexact_from))
+    name, attributes = entry.request.generation_id, {"from": lengths}
+    return LedgerEvent("generation_inexact", name, entry.pipeline_id, attributes)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from services.common.exchange import MovedBy
+from services.common.exchange import Lengths, MovedBy
 from services.controller.core.ledger.entry import JournalEntry
 
 
@@ -33,6 +33,8 @@ class OpenGeneration:
     """Its last reader is known to be gone."""
     moved_by: MovedBy = ""
     """How its pipeline came to what it goes on from."""
+    inexact_from: Lengths = ()
+    """Where ids begin, by choice, that nobody computes from those before them; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ def population_of(
             _standing(entry, serving),
             entry.unread,
             entry.moved_by,
+            entry.inexact_from,
         )
         for name, entry in entries.items()
         if name not in ended

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.common.exchange import GenerationView
+from services.common.exchange import GenerationView, Lengths
 from services.common.generation import CancelReason, GenerationRequest, TokenSpan
 
 
@@ -50,6 +50,15 @@ class IdsAppended:
 
 
 @dataclass(frozen=True, slots=True)
+class Inexact:
+    """Ids behind the first `lengths` of each choice are, or may be, what nobody computes from those
+    before them: what they were sampled from was rounded."""
+
+    generation_id: str
+    lengths: Lengths
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """The epoch's head has said its last word."""
 
@@ -85,4 +94,4 @@ class Kept:
     """As it stays."""
 
 
-Record = HeadBound | Granted | IdsAppended | Sealed | Ended | Forgotten | Kept
+Record = HeadBound | Granted | IdsAppended | Inexact | Sealed | Ended | Forgotten | Kept

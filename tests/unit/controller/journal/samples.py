@@ -24,6 +24,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Record,
     Sealed,
 )
@@ -96,6 +97,7 @@ def records(width: int) -> st.SearchStrategy[Record]:
         st.builds(Granted, _NAMES, _EPOCHS, *head, requests(width), spans),
         st.builds(IdsAppended, _NAMES, _spans()),
         st.builds(Sealed, _NAMES, _EPOCHS),
+        st.builds(Inexact, _NAMES, st.lists(_COUNTS, min_size=1, max_size=4).map(tuple)),
         st.builds(
             Ended,
             _NAMES,
@@ -139,6 +141,7 @@ RECORDS: tuple[Record, ...] = (
     HeadBound("g", "i", "f", "p", REQUEST),
     IdsAppended("g", SPAN),
     Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 0, (), (), FinishReason.STOP), SPAN)),
+    Inexact("g", (3, 7)),
     Sealed("g", 2),
     Ended("g", 1, CancelReason.STOP, 3),
     Ended("g", None, CancelReason.CLIENT, None),

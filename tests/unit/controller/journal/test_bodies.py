@@ -33,6 +33,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Record,
     Sealed,
 )
@@ -88,6 +89,7 @@ SAMPLES: tuple[Record, ...] = (
     IdsAppended("g", SPAN),
     Sealed("g", 2),
     Ended("g", 1, CancelReason.STOP, 3),
+    Inexact("g", (5, 300)),
 )
 REQUEST_BYTES = (
     "98010a0167120474696e791a026162220601ffffffff0f2802326809666666666666e63f1003190000000000"
@@ -105,6 +107,7 @@ STORED = (
     (3, "0a" + SPAN_BYTES),
     (4, "0802"),
     (5, "080110021803"),
+    (6, "0a0305ac02"),
 )
 """What files of schema 3 hold of the samples, for ever: another form is another schema."""
 
@@ -140,6 +143,7 @@ def _later(record: Record) -> Record:
         allowed_token_ids=(3, 2**32 - 1),
         given_ids=(1, 2),
         echo=True,
+        kv_int8=True,
     )
     parts = AnswerParts(CallForm.HERMES, ("look",), True, Thinking.BEGUN)
     terms = ResponseTerms(store=True, background=True, details="{}")
@@ -245,7 +249,7 @@ def test_bodies_are_joined_a_span_a_choice_with_every_id_and_logprob() -> None:
     ("kind", "body", "said"),
     [
         (0, "", "0 is no kind of record"),
-        (6, "", "6 is no kind of record"),
+        (7, "", "7 is no kind of record"),
         (5, "", "0 is no cancel reason"),
         (5, "1009", "9 is no cancel reason"),
         (3, "0a022009", "9 is no finish reason"),

@@ -27,3 +27,18 @@ def test_a_step_writes_its_rows_alone() -> None:
         contents.stepped([SequenceStep(0, start, count, (0, 1, 2), True)])
         left = [block for block in range(4) if (b"%d" % block, block) not in contents]
         assert left == ([] if not count and start % 16 == 0 else written)
+
+
+def test_what_came_rounded_is_told_apart_until_it_is_written_to() -> None:
+    contents = Contents()
+    contents.note([(b"a", 3), (b"b", 1)])
+    contents.note_rounded([3])
+    contents.note([(b"a", 3)])
+    assert [contents.is_rounded(named) for named in ((b"a", 3), (b"b", 1), (b"c", 3))] == [
+        True,
+        False,
+        False,
+    ]
+    contents.stepped([SequenceStep(0, 0, 1, (3,), True)])
+    contents.note([(b"a", 3)])
+    assert not contents.is_rounded((b"a", 3))

@@ -28,7 +28,7 @@ def test_blocks_count_from_the_first_one_on_when_all_their_layers_are_there() ->
     assert gathering.whole == 1
     assert gathering.take(piece(b"b"))
     assert gathering.whole == 3
-    assert [bytes(one) for one in gathering.data(3)] == [piece(name).data for name in NAMES]
+    assert [(n, bytes(d)) for n, d in gathering.blocks(3)] == [(n, piece(n).data) for n in NAMES]
     assert gathering.refused == 0
 
 

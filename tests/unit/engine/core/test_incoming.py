@@ -541,3 +541,46 @@ class Beginnings(RuleBasedStateMachine):
 
 
 TestBeginnings = Beginnings.TestCase
+
+
+def rounding(name: str = "g") -> GenerateCall:
+    """What moves, and whose blocks may be rounded."""
+    call = moved(name)
+    sampling = replace(call.request.sampling, kv_int8=True)
+    return replace(call, request=replace(call.request, sampling=sampling))
+
+
+def says_inexact(batching: Batching, message: int) -> dict[str, bool]:
+    taken = batching.generations.take_checkpoints(message, 60.0 * message)
+    return {one.generation_id: one.inexact for one in taken}
+
+
+def test_a_head_says_that_it_goes_on_from_what_was_rounded() -> None:
+    for count, rounded in ((4, True), (4, False), (0, True), (None, True)):
+        batching = leading()
+        fetch = only_fetch(batching.generate(1, rounding(), 0.0))
+        assert says_inexact(batching, 1) == {"g": False}
+        batching.fetched(fetch, count, 0.1, rounded=rounded)
+        assert says_inexact(batching, 2) == {"g": bool(count) and rounded}
+
+
+def test_what_came_ahead_rounded_is_told_of_those_alone_whose_it_is() -> None:
+    batching, calls = leading(), [rounding(name) for name in "gh"]
+    names = [list(chain_of(call.request, 16)) for call in calls]
+    number, due = batching.take_ahead([names[0]], SOURCE)
+    assert number is not None
+    batching.fetched(only_fetch(due), 3, 0.1, rounded=True)
+    for reader, call in enumerate(calls):
+        batching.generate(reader, replace(call, kv_source=None), 0.2)
+    batching.generate(2, moved("x", None), 0.2)
+    assert says_inexact(batching, 1) == {"g": True, "h": False, "x": False}
+
+
+def test_what_comes_ahead_rounded_when_its_generation_is_there_is_told_of_it() -> None:
+    batching, call = leading(), rounding()
+    number, due = batching.take_ahead([list(chain_of(call.request, 16))], SOURCE)
+    assert number is not None
+    batching.generate(1, replace(call, kv_source=None), 0.1)
+    assert says_inexact(batching, 1) == {"g": False}
+    batching.fetched(only_fetch(due), 3, 0.2, rounded=True)
+    assert says_inexact(batching, 2) == {"g": True}

@@ -56,3 +56,17 @@ def test_a_checksum_is_of_the_layout_the_name_the_layers_and_the_bytes() -> None
     }
     assert len(sums) == 8
     assert checksum_of(LAYOUT.name, name, layers, memoryview(data)) in sums
+
+
+def test_rounded_blocks_lie_in_a_layout_of_their_own_where_their_elements_are_known() -> None:
+    assert LAYOUT.rounded is None
+    wide = replace(LAYOUT, head_bytes=64, element="bf16")
+    assert wide.name == replace(wide, element="").name, "an older engine has the same blocks"
+    narrow = wide.rounded
+    assert narrow is not None
+    assert (narrow.head_bytes, narrow.rounded) == (8 + 32, None)
+    assert narrow.name not in (wide.name, LAYOUT.name)
+    assert replace(wide, head_bytes=0).rounded is None
+    other = replace(wide, numerics_class="exact-other").rounded
+    assert other is not None
+    assert other.name != narrow.name

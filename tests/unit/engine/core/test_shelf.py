@@ -80,8 +80,8 @@ def test_another_layout_finds_nothing() -> None:
 def test_a_formation_is_known_while_what_was_kept_of_it_is() -> None:
     shelf = Shelf(100, 5.0)
     assert shelf.layout_of("f", 0.0) is None
-    shelf.complete("f", LAYOUT.name, 0.0)
-    assert shelf.layout_of("f", 4.9) == LAYOUT.name
+    shelf.complete("f", LAYOUT, 0.0)
+    assert shelf.layout_of("f", 4.9) == LAYOUT
     assert shelf.layout_of("f", 5.0) is None
 
 
@@ -91,12 +91,12 @@ def test_what_takes_long_to_be_fetched_is_kept_for_longer() -> None:
     shelf.put(LAYOUT, b"a", layers, data(layers), 0.0, 60.0)
     shelf.put(LAYOUT, b"b", layers, data(layers), 0.0)
     assert shelf.renew(LAYOUT.name, b"a", layers, 1.0)
-    shelf.complete("f", LAYOUT.name, 1.0, 60.0)
+    shelf.complete("f", LAYOUT, 1.0, 60.0)
     assert shelf.keeps_for_s(1.0) == 59.0
     assert [shelf.renew(LAYOUT.name, name, layers, 6.0) for name in (b"a", b"b")] == [True, False]
     assert list(shelf.find(LAYOUT.name, b"a", layers, 59.9))
     assert not list(shelf.find(LAYOUT.name, b"a", layers, 60.0))
-    assert shelf.layout_of("f", 60.9) == LAYOUT.name
+    assert shelf.layout_of("f", 60.9) == LAYOUT
     assert shelf.layout_of("f", 61.0) is None
     shelf.put(LAYOUT, b"c", layers, data(layers), 62.0)
     assert shelf.renew(LAYOUT.name, b"c", layers, 63.0, 20.0)
