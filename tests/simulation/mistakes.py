@@ -987,17 +987,11 @@ MISTAKES = (
         ROUNDING,
     ),
     Mistake(
-        "ids of which their head took the word with it count as exact",
-        LEDGER,
-        "        news: list[Record] = [Inexact(name, entry.base_lengths)] if doubt else []",
-        "        news: list[Record] = []",
-        ROUNDING,
-    ),
-    Mistake(
         "a head that starts over computes from rounded blocks what was computed otherwise",
         LEDGER,
         "            exact = not record.request.sampling.kv_int8",
         "            exact = True",
         ROUNDING,
+        first=48,
     ),
 )
