@@ -107,8 +107,8 @@ MISTAKES = (
     Mistake(
         "the base is what the reader has",
         LEDGER,
-        "return Outcome(Grant(entry.epoch, route, base), records, True, (event,))",
-        "return Outcome(Grant(entry.epoch, route, question.held), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, base), records, True, events)",
+        "return Outcome(Grant(entry.epoch, route, question.held), records, True, events)",
     ),
     Mistake(
         "epochs follow the reader",
@@ -176,7 +176,7 @@ MISTAKES = (
     Mistake(
         "the reader asks without its ids",
         FOLLOWER,
-        "name, epoch, request, held, left, self._reason, unheard_s, self._handed_on",
+        "name, epoch, request, self._held(), left, self._reason, unheard_s, self._handed_on",
         "name, epoch, request, (), left, self._reason, unheard_s, self._handed_on",
         first=27,
     ),
@@ -290,8 +290,8 @@ MISTAKES = (
     Mistake(
         "a block's name says nothing of the ids before it",
         PREFIX,
-        "    return blake2b(parent + array",
-        "    return blake2b(array",
+        "blake2b(parent + array",
+        "blake2b(array",
         first=30,
     ),
     Mistake(
