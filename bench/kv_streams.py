@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -22,7 +22,6 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench.kv_mesh import (
-    NO_END,
     NOTICE_S,
     WAIT_S,
     body_of,
@@ -95,14 +94,19 @@ async def _running(
 
 
 async def move_all(
-    mesh: meshes.Mesh, client: httpx.AsyncClient, contexts: Sequence[int], seed: int
+    mesh: meshes.Mesh,
+    client: httpx.AsyncClient,
+    contexts: Sequence[int],
+    seed: int,
+    also: Mapping[str, Any],
 ) -> Crowd:
-    """Of all streams of one of the two pipelines; there is one for each of the contexts."""
+    """Of all streams of one of the two pipelines; there is one for each of the contexts, and all
+    have `also` this in their requests."""
     async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         await until_warm(stub, 1)
         await mesh.until_ready(2, WAIT_S)
-        bodies = [body_of(context, seed + n) | NO_END for n, context in enumerate(contexts)]
+        bodies = [{**body_of(context, seed + n), **also} for n, context in enumerate(contexts)]
         async with _running(mesh, client, bodies) as records:
             await asyncio.sleep(RATED_S)
             lines, struck, tail = await _struck(mesh)
@@ -167,6 +171,11 @@ def figures(crowds: Sequence[Crowd]) -> dict[str, Any]:
         "median_gap_s": [round(crowd.median_gap_s, 3) for crowd in crowds],
         "computed_positions": [crowd.computed_positions for crowd in crowds],
         "decodes_while_blocks_go_ahead": [round(one, 3) for one in decodes],
+        "bytes_a_block_that_went_ahead": [
+            round(int(crowd.went_ahead["bytes"]) / max(1, int(crowd.went_ahead["blocks"])))
+            for crowd in crowds
+            if crowd.went_ahead
+        ],
     }
 
 
