@@ -203,7 +203,8 @@ async def test_an_offer_is_what_the_head_has_and_no_more(rig: Rig) -> None:
     for more, kind, field in (
         ({"formation_id": "b"}, FailedPrecondition, "formation_id"),
         ({"layout": "kv1/other"}, FailedPrecondition, "layout"),
-        ({"names": [b"a"] * (MAX_NAMES + 1)}, InvalidArgument, "names"),
+        ({"names": [b"%d" % i for i in range(MAX_NAMES + 1)]}, InvalidArgument, "names"),
+        ({"names": names[:1] * 2}, InvalidArgument, "names"),
         ({"limit_s": -1.0}, InvalidArgument, "limit_s"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
