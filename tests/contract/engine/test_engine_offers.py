@@ -163,6 +163,13 @@ async def test_what_has_not_come_in_its_time_is_computed(
     (stuck,) = slow[0].loader.backends
     generate(slow[0], request("stuck", [7] * 300, TOKENS), "a")
     stuck.stuck.set()
+    waits, offer = list[str](), PrefixOffers.offer
+
+    async def counted(offers: PrefixOffers, *told: Any) -> tuple[int, KvSource]:
+        waits.append(told[0])
+        return await offer(offers, *told)
+
+    monkeypatch.setattr(PrefixOffers, "offer", counted)
     try:
         (another,) = await serving(rig, [], "c", kv_prefix_fetch_s=0.5)
         for name in ("g", "h"):
@@ -170,6 +177,7 @@ async def test_what_has_not_come_in_its_time_is_computed(
             asked = request(name, prompt, TOKENS)
             await asked_of(another, "c", held_by(slow[0], "a"), asked)
         assert (await stats(another)).filled_kv_blocks == 0
+        assert waits == ["a"]
     finally:
         stuck.stuck.clear()
 
