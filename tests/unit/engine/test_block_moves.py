@@ -82,6 +82,7 @@ class Rig:
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
     """A stage that did not answer leaves blocks alone."""
     steps: int = 0
+    headed: Any = field(default_factory=lambda: FORMATION)
     ahead: AheadSettings = field(default_factory=lambda: AheadSettings(share=1.0, slows=1.0))
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Rig:
             self.batching,
             self,
             self.ahead,
-            formation=lambda: FORMATION,
+            formation=lambda: self.headed,
             do=lambda _: None,
             changed=self.changed,
             clock=lambda: self.now_s,
@@ -238,6 +239,24 @@ async def test_a_round_and_the_steps_beside_it_say_how_long_it_rests(
     assert told == [(1.0, 2)], "it was kept and sent while two steps departed"
     await rig.moves.copy("f", HEIRS, SOURCE, 10.0, follows=True, max_rounds=1)
     assert asked == [0.2, 1.0]
+
+
+async def test_a_formation_that_ends_during_a_round_is_rested_for_no_more() -> None:
+    """Steps of what is headed since, or of nothing, are no fewer than there were."""
+    rig = Rig(call_s=0.5, ahead=AheadSettings(share=0.5, slows=0.1))
+    for _ in range(20):
+        rig.back()
+    rig.moves._resting.rested(1.0, 1)
+    store = rig.store
+
+    async def ends(*asked: Any) -> Stored:
+        rig.batching.dissolve("f", 0.1)
+        rig.headed = None
+        return await store(*asked)
+
+    rig.store = ends  # type: ignore[assignment, method-assign]
+    copied = await asyncio.wait_for(rig.moves.copy("f", HEIRS, SOURCE, 600.0), 10)
+    assert (copied.rounds, copied.blocks) == (1, 2)
 
 
 async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise(rig: Rig) -> None:
