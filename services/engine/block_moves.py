@@ -220,6 +220,8 @@ class BlockMoves:
                 copied.size_bytes += came.size_bytes
                 copied.full = came.full
                 copied.took_s += took_s
+                if formation is not self._headed():
+                    break  # the steps are another one's by now, and nothing more goes
                 resting.went(took_s, self._last_step - step)
                 await self._rest(resting, took_s, until_s)
                 if copied.rounds == max_rounds:

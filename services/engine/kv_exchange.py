@@ -105,14 +105,15 @@ class KvExchange:
             names = [name for name, _ in blocks]
             least_s = keep_s if offered else max(keep_s, self.shelf.keep_s)
             lacking = self._lacking([layout], layers, names, least_s)
-            room = self.shelf.room(size_bytes, self._clock(), OFFERED_SHARE if offered else 1.0)
+            share = OFFERED_SHARE if offered else 1.0
+            room = self.shelf.room(size_bytes, self._clock(), share)
             for start in range(0, min(room, len(lacking)), KEPT_AT_ONCE):
                 part = lacking[start : min(start + KEPT_AT_ONCE, room)]
                 held = await formation.export_blocks(number, [blocks[i][1] for i in part])
+                now_s = self._clock()  # others may have taken of the room meanwhile
                 for index, data in zip(part, held, strict=True):
-                    if not self.shelf.put(
-                        layout, names[index], layers, data, self._clock(), least_s
-                    ):
+                    name = names[index]
+                    if not self.shelf.put(layout, name, layers, data, now_s, least_s, share):
                         return index
             formation.keeps(number, blocks)
             return lacking[room] if room < len(lacking) else len(blocks)

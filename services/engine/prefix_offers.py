@@ -29,13 +29,16 @@ class PrefixOffers:
     ) -> tuple[int, KvSource]:
         """Has every stage keep for so long what the prefix cache has of these: so many from the
         first on, and who they are. Raises FailedPrecondition for another formation or layout,
-        InvalidArgument for too many blocks, ResourceExhausted for too many offers at once."""
+        InvalidArgument for too many blocks and for one that is named twice, ResourceExhausted for
+        too many offers at once."""
         formation = self._moves.headed(formation_id)
         if formation.kv_layout.name != layout_name:
             told = f"blocks lie as {formation.kv_layout.name} here"
             raise FailedPrecondition(told, field="layout")
         if len(names) > MAX_NAMES:
             raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
+        if len(set(names)) < len(names):
+            raise InvalidArgument("a block is named twice", field="names")
         if self._offering >= self._at_once:
             raise ResourceExhausted(f"at most {self._at_once} offers at once", field="names")
         self._offering += 1

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -354,6 +355,13 @@ def _check(stages: Sequence[StageSpec]) -> None:
         raise InvalidArgument("1 at least", field="stages.tp_degree")
 
 
+def _let_go(fault: BaseException | None) -> None:
+    """Weights that a load had are in frames that its error knows, and the error lives for long."""
+    while fault is not None:
+        traceback.clear_frames(fault.__traceback__)
+        fault = fault.__cause__ or fault.__context__
+
+
 async def _in_thread(work: Callable[[], T], niceness: int = 0) -> T:
     """In a thread of its own, that no end of the process waits for."""
     loop = asyncio.get_running_loop()
@@ -370,6 +378,7 @@ async def _in_thread(work: Callable[[], T], niceness: int = 0) -> T:
             result = work()
         except Exception as error:
             fault = error
+            _let_go(fault)
             settle(lambda: done.set_exception(fault))
         else:
             settle(lambda: done.set_result(result))

@@ -125,8 +125,8 @@ class Session:
     @property
     def stuck(self) -> bool:
         """It ended because what its text must follow has become too much to go on with."""
-        choices = range(self.request.choices)
-        return any(self._follower.finish_reason(i) is FinishReason.GRAMMAR for i in choices)
+        reasons = map(self._follower.finish_reason, range(self.request.choices))
+        return FinishReason.GRAMMAR in reasons and not self.overruled
 
     @property
     def request(self) -> GenerationRequest:

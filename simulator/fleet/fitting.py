@@ -67,7 +67,9 @@ def fit(
     early = tuple(one for one in recording.requests if one.is_whole and one.arrival_s < half_s)
     if not early:
         raise FailedPrecondition("no request of the first half finished", field="requests")
-    first_half = replace(recording, requests=early)
+    # Beside windows of which the requests are left out nobody would seem to be at work.
+    windows = tuple(one for one in recording.windows if one.end_s <= half_s)
+    first_half = replace(recording, requests=early, windows=windows)
     for _ in range(FIRST_ROUNDS):
         profile = _with_first(first_half, _with_cycle(first_half, profile))
     return profile, residuals

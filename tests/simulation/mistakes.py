@@ -802,7 +802,8 @@ MISTAKES = (
     Mistake(
         "a shelf keeps more than it may",
         SHELF,
-        "        if self.used_bytes + len(data) > self._limit_bytes:\n            return False\n",
+        "        if self.used_bytes + len(data) > share * self._limit_bytes:\n"
+        "            return False\n",
         "",
         SHELVES,
     ),

@@ -74,12 +74,13 @@ class Shelf:
         data: bytes | memoryview,
         now_s: float,
         keep_s: float | None = None,
+        share: float = 1.0,
     ) -> bool:
         """Keeps what a stage has of a block for `keep_s`, or as long as the shelf keeps it; False:
-        there is no room."""
+        there is no room in this share of it."""
         if self.renew(layout.name, name, layers, now_s, keep_s):
             return True
-        if self.used_bytes + len(data) > self._limit_bytes:
+        if self.used_bytes + len(data) > share * self._limit_bytes:
             return False
         kept = Kept(layout, name, layers, data, self._until_s(now_s, keep_s))
         self._by_name.setdefault((layout.name, name), []).append(kept)

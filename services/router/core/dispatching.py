@@ -40,7 +40,8 @@ class Sending:
     found: int
     """Positions of its prompt that are computed there."""
     first_token_s: float | None
-    """When its first token is expected, in seconds from now; None: not known."""
+    """When its first token is expected, in seconds from now; None: not known, as of what may come
+    from its holder: how far that is off would tell nothing of who computes all."""
     holder: PrefixHolder | None = None
     """Another pipeline that has more of its prompt computed."""
 
@@ -124,8 +125,8 @@ class Dispatcher:
         formation_id = route.formation_id
         said = self.predictor.predict(formation_id, comers[formation_id])
         self.predictor.sent(formation_id, comers[formation_id], now_s)
-        first_s = said.first_token_s if said is not None else None
         holder = holder_of(found, route, serving)
+        first_s = said.first_token_s if said is not None and holder is None else None
         return Sending(route, found.get(formation_id, 0), first_s, holder)
 
     def _in_time(

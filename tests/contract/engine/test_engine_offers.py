@@ -163,6 +163,13 @@ async def test_what_has_not_come_in_its_time_is_computed(
     (stuck,) = slow[0].loader.backends
     generate(slow[0], request("stuck", [7] * 300, TOKENS), "a")
     stuck.stuck.set()
+    waits, offer = list[str](), PrefixOffers.offer
+
+    async def counted(offers: PrefixOffers, *told: Any) -> tuple[int, KvSource]:
+        waits.append(told[0])
+        return await offer(offers, *told)
+
+    monkeypatch.setattr(PrefixOffers, "offer", counted)
     try:
         (another,) = await serving(rig, [], "c", kv_prefix_fetch_s=0.5)
         for name in ("g", "h"):
@@ -170,6 +177,7 @@ async def test_what_has_not_come_in_its_time_is_computed(
             asked = request(name, prompt, TOKENS)
             await asked_of(another, "c", held_by(slow[0], "a"), asked)
         assert (await stats(another)).filled_kv_blocks == 0
+        assert waits == ["a"]
     finally:
         stuck.stuck.clear()
 
@@ -203,7 +211,8 @@ async def test_an_offer_is_what_the_head_has_and_no_more(rig: Rig) -> None:
     for more, kind, field in (
         ({"formation_id": "b"}, FailedPrecondition, "formation_id"),
         ({"layout": "kv1/other"}, FailedPrecondition, "layout"),
-        ({"names": [b"a"] * (MAX_NAMES + 1)}, InvalidArgument, "names"),
+        ({"names": [b"%d" % i for i in range(MAX_NAMES + 1)]}, InvalidArgument, "names"),
+        ({"names": names[:1] * 2}, InvalidArgument, "names"),
         ({"limit_s": -1.0}, InvalidArgument, "limit_s"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:

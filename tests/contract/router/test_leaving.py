@@ -13,6 +13,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
 from services.common.roles import Role
+from services.router import router as router_module
 from services.router.__main__ import RunningDoors
 from services.router.ask import Ask
 from services.router.cancels import TELLING_AT_ONCE
@@ -240,6 +241,22 @@ async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
     with pytest.raises(errors.Unavailable):
         await task
     assert (mesh.calls, router.router.streams) == ([], 0)
+
+
+async def test_who_leaves_while_its_call_goes_out_lets_go_of_what_began(
+    mesh: FakeMesh, router: RunningDoors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_module, "TURNS_TO_LEAVE", 1 << 40)
+    task = asyncio.create_task(
+        router.router.generate(Ask("tiny", GenerationKind.COMPLETION, (1, 2)))
+    )
+    await until(lambda: mesh.readers == 1)
+    assert router.router.streams == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (router.router.streams, router.router._admission.total) == (0, 0)
+    await until(lambda: mesh.readers == 0 and len(mesh.detaches) == 1)
 
 
 async def test_a_crowd_that_leaves_is_told_of_in_few_messages(

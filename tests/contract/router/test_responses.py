@@ -143,11 +143,12 @@ async def test_an_end_that_a_head_took_with_it_is_kept_by_its_reader(
     assert kept.json()["status"] == "completed"
 
 
+@pytest.mark.parametrize("stuck_at", [None, 5])
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_completed(
-    mesh: FakeMesh, http: httpx.AsyncClient, streamed: bool
+async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_ended(
+    mesh: FakeMesh, http: httpx.AsyncClient, streamed: bool, stuck_at: int | None
 ) -> None:
-    mesh.journal_lag = 1
+    mesh.journal_lag, mesh.stuck_at = 1, stuck_at
     asking = asyncio.create_task(http.post("/v1/responses", json={**ASKED, "stream": streamed}))
     await until(lambda: sum(mesh.looked.values()) >= 2)
     (name,) = mesh.journal
@@ -155,6 +156,8 @@ async def test_what_is_cancelled_before_its_end_is_kept_is_not_told_as_completed
     assert answer.json()["status"] == "cancelled"
     told = await asking
     assert "completed" not in told.text
+    assert "response.failed" not in told.text
+    assert '"failed"' not in told.text
     assert "cancelled" in told.text
 
 

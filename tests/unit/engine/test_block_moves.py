@@ -36,7 +36,7 @@ from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.lead import Lead
 from services.engine.core.pace import Pace
-from services.engine.core.resting import AheadSettings
+from services.engine.core.resting import AheadSettings, Resting
 from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.validation import Bounds
 from services.engine.kv_moves import Brought, Stored
@@ -82,6 +82,8 @@ class Rig:
     says_so: asyncio.Event = field(default_factory=asyncio.Event)
     """A stage that did not answer leaves blocks alone."""
     steps: int = 0
+    headed: Any = field(default_factory=lambda: FORMATION)
+    ahead: AheadSettings = field(default_factory=lambda: AheadSettings(share=1.0, slows=1.0))
 
     def __post_init__(self) -> None:
         settings = SchedulerSettings(max_sequences=self.places, max_drafts=0)
@@ -94,8 +96,8 @@ class Rig:
         self.moves = BlockMoves(
             self.batching,
             self,
-            AheadSettings(share=1.0, slows=1.0),
-            formation=lambda: FORMATION,
+            self.ahead,
+            formation=lambda: self.headed,
             do=lambda _: None,
             changed=self.changed,
             clock=lambda: self.now_s,
@@ -210,6 +212,51 @@ async def test_what_is_asked_of_heirs_has_the_time_that_is_left(rig: Rig) -> Non
     rig.call_s, rig.limits_s = 6.0, []
     assert await rig.copy() == [4]
     assert rig.limits_s == [4.0, 0.0]
+
+
+async def test_a_round_and_the_steps_beside_it_say_how_long_it_rests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is followed is waited for: it rests by its share alone."""
+    told, asked = list[tuple[float, int]](), list[float]()
+
+    class Seen(Resting):
+        def __init__(self, settings: AheadSettings) -> None:
+            super().__init__(settings)
+            asked.append(settings.slows)
+
+        def went(self, took_s: float, steps: int) -> None:
+            told.append((took_s, steps))
+
+        def rest_s(self, took_s: float) -> float:
+            assert told[-1][0] == took_s
+            return 0.0
+
+    monkeypatch.setattr(block_moves, "Resting", Seen)
+    rig = Rig(call_s=0.5, ahead=AheadSettings(share=0.5, slows=0.2))
+    rig.meanwhile = rig.back
+    await rig.copied()
+    assert told == [(1.0, 2)], "it was kept and sent while two steps departed"
+    await rig.moves.copy("f", HEIRS, SOURCE, 10.0, follows=True, max_rounds=1)
+    assert asked == [0.2, 1.0]
+
+
+async def test_a_formation_that_ends_during_a_round_is_rested_for_no_more() -> None:
+    """Steps of what is headed since, or of nothing, are no fewer than there were."""
+    rig = Rig(call_s=0.5, ahead=AheadSettings(share=0.5, slows=0.1))
+    for _ in range(20):
+        rig.back()
+    rig.moves._resting.rested(1.0, 1)
+    store = rig.store
+
+    async def ends(*asked: Any) -> Stored:
+        rig.batching.dissolve("f", 0.1)
+        rig.headed = None
+        return await store(*asked)
+
+    rig.store = ends  # type: ignore[assignment, method-assign]
+    copied = await asyncio.wait_for(rig.moves.copy("f", HEIRS, SOURCE, 600.0), 10)
+    assert (copied.rounds, copied.blocks) == (1, 2)
 
 
 async def test_blocks_that_a_stage_may_be_at_are_nobodys_until_it_says_otherwise(rig: Rig) -> None:

@@ -362,6 +362,23 @@ async def test_what_has_no_room_is_not_kept_and_comes_last() -> None:
     assert exchange.shelf.used_bytes == 2 * size
 
 
+async def test_offers_at_the_same_time_leave_half_of_the_room_to_what_moves() -> None:
+    size_bytes = stage().kv_layout.size_bytes(range(LAYERS))
+    limits = replace(LIMITS, shelf_bytes=2 * BLOCKS * size_bytes)
+    exchange, copies = KvExchange("old", limits, nobody, time.monotonic), asyncio.Event()
+    keeps = []
+    for names, text in zip(NAMES, TEXTS, strict=True):
+        place: Any = Slow(stage().backend, copies=copies)
+        compute(place, text)
+        blocks = list(zip(names, TABLE, strict=False))
+        offer = exchange.keep(place, 1, blocks, last=False, keep_s=600.0, offered=True)
+        keeps.append(asyncio.create_task(offer))
+    await asyncio.sleep(0)  # both have found room
+    copies.set()
+    assert await asyncio.gather(*keeps) == [BLOCKS, 0]
+    assert exchange.shelf.used_bytes == BLOCKS * size_bytes
+
+
 async def test_what_has_no_room_where_it_goes_is_told_apart_from_what_does_not_come() -> None:
     honest, place = await kept(), stage()
     size = place.kv_layout.size_bytes(place.layers)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from services.common.generation import LayerRange
+from services.common.errors import Superseded
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import StageSpec
 from services.engine.compute import Compute
 from services.engine.core.memory import Memory
 from services.engine.stage_cache import StageCache
-from services.engine.stages import Stages
+from services.engine.stages import Progress, Stages
 from tests.contract.engine.rig import MODEL
 from tests.contract.engine.tiny import TinyBackend, TinyLoader
+from tests.waiting import until
 
 FRONT, BACK = StageSpec(LayerRange(0, 2)), StageSpec(LayerRange(2, 6))
 BLOCKS = [(b"a", 3)]
@@ -174,3 +178,31 @@ async def test_there_is_no_cache_ahead_of_what_is_not_held_or_too_large(rig: Rig
     assert cache is not None
     await rig.hold(BACK)
     assert not await cache.lay(BLOCKS, [b""]), "its stage is gone"
+
+
+async def test_what_a_load_had_that_another_hold_ended_goes_at_once_and_no_collector_is_needed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had: list[weakref.ref[object]] = []
+    load = rig.loader.load
+
+    def loading(model: ModelRef, spec: StageSpec, progress: Progress) -> TinyBackend:
+        weights = TinyLoader()
+        had.append(weakref.ref(weights))
+        return load(model, spec, progress)
+
+    monkeypatch.setattr(rig.loader, "load", loading)
+    gc.disable()
+    try:
+        rig.loader.gate.set()
+        first = asyncio.create_task(rig.hold(FRONT))
+        await until(lambda: len(had) == 1)
+        second = asyncio.create_task(rig.hold(BACK))
+        with pytest.raises(Superseded):
+            await first
+        await until(lambda: len(had) == 2)
+        assert had[0]() is None, "the second load needs its memory"
+        rig.loader.gate.clear()
+        await second
+    finally:
+        gc.enable()

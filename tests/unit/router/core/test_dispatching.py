@@ -247,3 +247,21 @@ def test_who_goes_to_another_than_has_its_prompt_is_told_who_does(
     assert second is not None
     assert (second.route.formation_id, second.found) == ("f-b", 0)
     assert second.holder == PrefixHolder("h:1", "f-a", 400)
+
+
+def test_of_a_prompt_that_may_come_from_its_holder_no_first_token_is_foretold(
+    balancer: Balancer, dispatcher: Dispatcher
+) -> None:
+    """Or each that came so would have predictions for others be too early."""
+    request = replace(asked(), prompt_ids=tuple(range(400)))
+    names = tuple(map(prefix.told, prefix.chain_of(request, 16)))
+    for name in "ab":
+        told(dispatcher, name, IDLE)
+    dispatcher.told("f-a", PrefixNews(16, True, names), 0.0)
+    first = dispatcher.send(Waiter(request), 0.0)
+    balancer.began("f-a")
+    second = dispatcher.send(Waiter(request), 0.0)
+    assert first is not None
+    assert second is not None
+    assert (first.holder is None, first.first_token_s is None) == (True, False)
+    assert (second.holder is None, second.first_token_s is None) == (False, True)

@@ -353,6 +353,16 @@ def test_what_another_pipeline_takes_of_the_machine_is_found_apart() -> None:
     assert alone.shared == pytest.approx(0.0, abs=1e-3)
 
 
+def test_what_pipelines_waited_for_each_other_is_fitted_by_the_first_half_alone() -> None:
+    told = shared_windows(0.3, 0.5)
+    told = replace(told, header=told.header.model_copy(update={"seconds": 40.0}))
+    windows = tuple(
+        one if one.end_s <= 20.0 else one.model_copy(update={"stepped_s": 3 * one.stepped_s})
+        for one in told.windows
+    )
+    assert fit(replace(told, windows=windows), "x", BOUNDS) == fit(told, "x", BOUNDS)
+
+
 def test_who_left_a_pipeline_is_at_work_where_it_was_then() -> None:
     work = Work(with_a_loss(3.5))
     assert work.beside("q", 3.0, 3.5) == 0.0
