@@ -14,12 +14,12 @@ from math import inf
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
-from services.common.link import Link
 from services.common.nodes import Member
 from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
 from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.links import Links
 from services.controller.core.departure.move import Choice, Move, Rates, Stream
 from services.controller.core.departure.schedule import PUSH_S, at_once, cheapest
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead
@@ -67,7 +67,7 @@ class Departures:
         self._events = events
         self._kv = kv
         self._block_positions = block_positions
-        self._link = Link()
+        self._links = Links()
         self._ahead: dict[str, dict[str, int]] = {}
         """Blocks that have gone ahead, by formation that is left and generation."""
         self._clock = clock
@@ -82,7 +82,7 @@ class Departures:
         self._kv.departs(formation_id, action.members)
         pushes = Pushes(
             self._engines,
-            self._link,
+            self._links,
             source_of(formation_id, action.members),
             action.head,
             block_bytes=self._block_bytes(runs_at),
@@ -148,7 +148,7 @@ class Departures:
     def _rates(self, runs_at: RunsAt, formation_id: str) -> Rates:
         """What moves cost now."""
         rates = self._journaled.rates(runs_at.model, self._room(formation_id))
-        link_bytes_per_s = self._link.bytes_per_s(self._clock())
+        link_bytes_per_s = self._links.ahead.bytes_per_s(self._clock())
         return replace(rates, link_bytes_per_s=link_bytes_per_s, push_s=rates.push_s or PUSH_S)
 
     async def _measured(self, formation_id: str, head: Member) -> RunsAt | None:
@@ -208,7 +208,7 @@ class Departures:
         )
         now_s = self._clock()
         if ahead.tells_of_link():
-            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+            self._links.carried(ahead.size_bytes, ahead.took_s, now_s - began_s, now_s)
         if view.goes(name):
             self._ahead.setdefault(name, {}).update(ahead.blocks_of)  # pushes note theirs in it
         self._events.add(
@@ -250,7 +250,7 @@ class Departures:
             if self._kv.handover != "auto":
                 return at_once(streams.values(), now_s, travels=self._kv.travels)
             return cheapest(streams.values(), rates, now_s)
-        link_bytes_per_s = max(1.0, self._link.bytes_per_s(now_s))
+        link_bytes_per_s = max(1.0, self._links.behind.bytes_per_s(now_s))
         left = {
             name: streams[name].with_blocks(size, positions, over + BEHIND_BLOCKS).bytes or 0
             for name, over in self._ahead.get(formation_id, {}).items()

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from services.common.errors import ShuntError
 from services.common.exchange import KvSource
-from services.common.link import Link
 from services.common.nodes import Member
+from services.controller.core.departure.links import Links
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Engines, Heir
 
@@ -27,7 +27,7 @@ class Pushes:
     def __init__(
         self,
         engines: Engines,
-        link: Link,
+        links: Links,
         source: KvSource,
         head: Member,
         *,
@@ -40,7 +40,7 @@ class Pushes:
         blocks of each generation are where it goes on is noted in `over`."""
         self.went = asyncio.Event()
         """Something is over, or will not be."""
-        self._engines, self._link = engines, link
+        self._engines, self._links = engines, links
         self._source, self._head = source, head
         self._block_bytes, self._block_positions = block_bytes, block_positions
         self._clock = clock
@@ -101,7 +101,7 @@ class Pushes:
             return
         now_s = self._clock()
         if ahead.tells_of_link(before):
-            self._link.carried(ahead.size_bytes, now_s - began_s, now_s)
+            self._links.carried(ahead.size_bytes, ahead.took_s, now_s - began_s, now_s)
         self._over[name] = self._came[name] = ahead.blocks
         if ahead.over:
             self._whole.add(name)

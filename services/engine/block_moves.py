@@ -203,8 +203,9 @@ class BlockMoves:
         FailedPrecondition for another formation."""
         formation, copied = self.headed(formation_id), Copied()
         copying = Copying(heirs, follows=True) if follows else self._copying(heirs)
-        # Whoever is followed is waited for: what comes late is its reader's loss.
-        resting = Resting(replace(self._ahead, slows=1.0)) if follows else self._resting
+        # Whoever is followed is waited for, and whoever asks for so many rounds has a deadline.
+        hurries = follows or max_rounds
+        resting = Resting(replace(self._ahead, slows=1.0)) if hurries else self._resting
         until_s = self._clock() + limit_s
         try:
             while (left_s := until_s - self._clock()) > 0:

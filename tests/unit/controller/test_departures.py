@@ -214,10 +214,10 @@ async def test_what_did_not_go_ahead_is_worth_no_journey_over_a_slow_link() -> N
     disk: Any = Disk()
     events, head = EventLog(disk, lambda: 0.0, 100), Head([LONG])
     leaving = departures(head, Cluster(), events, "auto", SLOW, {"long": other("f2")})
-    leaving._link.carried(100, 1.0, 0.0)
+    leaving._links.behind.carried(100, 1.0, 0.0)
     assert replayed(leaving.end("f")) == {"long"}
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
-    leaving._link.carried(100, 1000.0, 0.0)
+    leaving._links.behind.carried(100, 1000.0, 0.0)
     assert replayed(leaving.end("f")) == set()
     assert replayed(leaving.end("f")) == {"long"}, "once"
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
@@ -233,9 +233,9 @@ async def test_what_would_not_be_there_in_time_is_replayed() -> None:
     events, cluster = EventLog(disk, lambda: 0.0, 100), Cluster()
     large = Stream("large", 16_000, (10,), 10_000, 1000.0)
     leaving = departures(Head([LONG, large]), cluster, events, "auto", SLOWEST)
-    leaving._link.carried(1_000, 1.0, 0.0)
+    leaving._links.behind.carried(1_000, 1.0, 0.0)
     assert replayed(leaving.end("f")) == {"large"}, "100 s of the link, and 60 are waited for"
-    leaving._link.carried(100_000, 10.0, 0.0)
+    leaving._links.behind.carried(100_000, 10.0, 0.0)
     cluster.ends_s = 100.0
     assert replayed(leaving.end("f")) == set()
     cluster.ends_s = 8.0
@@ -255,7 +255,7 @@ async def test_what_went_ahead_is_known_of_each_generation() -> None:
     promised = {"long": other("f2"), "late": other("f2")}
     leaving = departures(head, Cluster(), events, "auto", SLOW, promised)
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
-    leaving._link.carried(100, 1000.0, 0.0)
+    leaving._links.behind.carried(100, 1000.0, 0.0)
     assert replayed(leaving.end("f")) == {"late"}
     told = {name: choice for name, choice, _ in await chosen(events)}
     assert told == {"long": "push", "late": "replay"}
@@ -333,10 +333,10 @@ async def test_blocks_that_lie_there_already_say_nothing_of_the_link() -> None:
     head.size_bytes, head.took_s = 0, 1.0
     leaving = departures(head, Cluster(), events, "kv", promised={"long": other("f2")})
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
-    assert leaving._link.bytes_per_s(head.now_s) == UNSEEN_BYTES_PER_S
+    assert leaving._links.behind.bytes_per_s(head.now_s) == UNSEEN_BYTES_PER_S
     head.blocks = 0
     await leaving.copy_ahead(CopyAhead("f", MEMBERS, (), 3.0))
-    assert leaving._link.bytes_per_s(head.now_s) == 0.0
+    assert leaving._links.behind.bytes_per_s(head.now_s) == 0.0
 
 
 async def test_nothing_goes_ahead_of_what_is_read_again() -> None:

@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pytest
+
 from services.common.errors import Unavailable
 from services.common.exchange import KvMember, KvSource
 from services.common.generation import LayerRange
-from services.common.link import UNSEEN_BYTES_PER_S, Link
+from services.common.link import UNSEEN_BYTES_PER_S
 from services.common.nodes import Member
+from services.controller.core.departure.links import Links
 from services.controller.core.departure.move import Stream
 from services.controller.engines import Heir, WentAhead
 from services.controller.pushes import ROUND_S, Pushes
 
 BLOCK_BYTES = 1000
 TOOK_S = 0.5
+MOVED_S = 0.1
+"""Of that without rests."""
 HEAD = Member("n", "i-f", "a:1", LayerRange(0, 4))
 THERE = (KvMember("a:2", "i-there", LayerRange(0, 4)),)
 
@@ -59,7 +64,7 @@ class Heads:
             raise Unavailable("away")
         size_bytes = 0 if name in self.free or name in self.full else 500
         full = name in self.full
-        return WentAhead(1, over, size_bytes=size_bytes, took_s=0.1, over=not rounds, full=full)
+        return WentAhead(1, over, size_bytes=size_bytes, took_s=MOVED_S, over=not rounds, full=full)
 
 
 async def pushed(
@@ -67,13 +72,13 @@ async def pushed(
     free: Collection[str] = (),
     full: Collection[str] = (),
     over: dict[str, int] | None = None,
-) -> tuple[Pushes, Heads, Link]:
+) -> tuple[Pushes, Heads, Links]:
     """When all that was to go has gone, as far as it does; so many blocks of each were `over`."""
-    heads, link = Heads(blocks, free, full), Link()
+    heads, links = Heads(blocks, free, full), Links()
     engines: Any = heads
     pushes = Pushes(
         engines,
-        link,
+        links,
         KvSource("f", ()),
         HEAD,
         block_bytes=BLOCK_BYTES,
@@ -88,7 +93,7 @@ async def pushed(
         await asyncio.sleep(0)
     going.cancel()
     assert not pushes._going
-    return pushes, heads, link
+    return pushes, heads, links
 
 
 def stream(name: str, positions: int = 100) -> Stream:
@@ -96,20 +101,21 @@ def stream(name: str, positions: int = 100) -> Stream:
 
 
 async def test_one_goes_after_another_and_what_is_over_travels_no_more() -> None:
-    pushes, heads, link = await pushed({"a": [2, 4], "b": [3]})
+    pushes, heads, links = await pushed({"a": [2, 4], "b": [3]})
     assert heads.asked == ["a", "a", "b"]
     assert pushes.seen(stream("a")).bytes == 0
     assert pushes.seen(stream("other")).bytes == 6 * BLOCK_BYTES
     assert pushes.went.is_set()
-    assert link.bytes_per_s(heads.now_s) == 500 / TOOK_S
+    assert links.ahead.bytes_per_s(heads.now_s) == 500 / TOOK_S
+    assert links.behind.bytes_per_s(heads.now_s) == pytest.approx(500 / MOVED_S)
 
 
 async def test_what_was_begun_anew_goes_on() -> None:
     """A head forgets what it sent when it is not asked for more soon: nothing is lost but time."""
-    pushes, heads, link = await pushed({"a": [6, 2, 4, 8]}, free=("a",))
+    pushes, heads, links = await pushed({"a": [6, 2, 4, 8]}, free=("a",))
     assert heads.asked == ["a"] * 4
     assert pushes.seen(stream("a")).bytes == 0
-    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    assert links.ahead.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
     pushes, heads, _ = await pushed({"a": [6, 0, 0, 0]})
     assert heads.asked == ["a"] * 3
     assert pushes.seen(stream("a")).bytes is None
@@ -117,30 +123,30 @@ async def test_what_was_begun_anew_goes_on() -> None:
 
 async def test_what_lies_there_already_says_nothing_of_the_link() -> None:
     """Nor does the call that finds no more to send; that nothing comes of what was to go does."""
-    _, heads, link = await pushed({"a": [4, 4], "b": [4]}, free=("a", "b"))
+    _, heads, links = await pushed({"a": [4, 4], "b": [4]}, free=("a", "b"))
     assert heads.asked == ["a", "a", "b"]
-    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
-    _, heads, link = await pushed({"a": [0, 0]}, free=("a",))
+    assert links.ahead.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    _, heads, links = await pushed({"a": [0, 0]}, free=("a",))
     assert heads.asked == ["a"]
-    assert link.bytes_per_s(heads.now_s) == 0.0
+    assert links.ahead.bytes_per_s(heads.now_s) == 0.0
 
 
 async def test_what_went_ahead_before_is_no_sign_that_nobody_takes_more() -> None:
     """The head counts anew where the heir is another one, or some time has passed: its first round
     finds there what is there, and that is as much as before."""
-    pushes, heads, link = await pushed({"a": [4, 6]}, free=("a",), over={"a": 4})
+    pushes, heads, links = await pushed({"a": [4, 6]}, free=("a",), over={"a": 4})
     assert heads.asked == ["a", "a"]
     assert pushes.seen(stream("a")).bytes == 0
-    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    assert links.ahead.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
 
 
 async def test_no_room_where_one_goes_says_nothing_of_the_link() -> None:
     """It is replayed; the others are pushed as they would have been."""
-    pushes, heads, link = await pushed({"a": [0, 0], "b": [4]}, free=("b",), full=("a",))
+    pushes, heads, links = await pushed({"a": [0, 0], "b": [4]}, free=("b",), full=("a",))
     assert heads.asked == ["a", "b"]
     assert pushes.seen(stream("a")).bytes is None
     assert pushes.seen(stream("b")).bytes == 0
-    assert link.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
+    assert links.ahead.bytes_per_s(heads.now_s) == UNSEEN_BYTES_PER_S
 
 
 def test_a_call_that_found_nothing_to_send_says_nothing_of_the_link() -> None:
@@ -154,7 +160,7 @@ async def test_of_one_that_is_on_its_way_the_rest_travels() -> None:
     engines: Any = heads
     pushes = Pushes(
         engines,
-        Link(),
+        Links(),
         KvSource("f", ()),
         HEAD,
         block_bytes=BLOCK_BYTES,

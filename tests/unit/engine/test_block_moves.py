@@ -217,7 +217,8 @@ async def test_what_is_asked_of_heirs_has_the_time_that_is_left(rig: Rig) -> Non
 async def test_a_round_and_the_steps_beside_it_say_how_long_it_rests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is followed is waited for: it rests by its share alone."""
+    """What is followed is waited for, and who asks for so many rounds has a deadline: these rest by
+    their share alone."""
     told, asked = list[tuple[float, int]](), list[float]()
 
     class Seen(Resting):
@@ -237,8 +238,14 @@ async def test_a_round_and_the_steps_beside_it_say_how_long_it_rests(
     rig.meanwhile = rig.back
     await rig.copied()
     assert told == [(1.0, 2)], "it was kept and sent while two steps departed"
-    await rig.moves.copy("f", HEIRS, SOURCE, 10.0, follows=True, max_rounds=1)
     assert asked == [0.2, 1.0]
+    await rig.moves.copy("f", HEIRS, SOURCE, 10.0, follows=True, max_rounds=1)
+    assert asked == [0.2, 1.0, 1.0]
+    rounds = len(told)
+    rig.meanwhile = lambda: None
+    await rig.moves.copy("f", HEIRS, SOURCE, 10.0)
+    assert len(told) > rounds
+    assert asked == [0.2, 1.0, 1.0], "all of these are seen as one"
 
 
 async def test_a_formation_that_ends_during_a_round_is_rested_for_no_more() -> None:
