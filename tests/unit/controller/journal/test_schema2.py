@@ -31,6 +31,7 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Inexact,
     Record,
     Sealed,
 )
@@ -130,11 +131,21 @@ def _span_then(span: TokenSpan) -> TokenSpan:
     return replace(span, cached_tokens=0, finish_reason=reason)
 
 
+def _was_known(record: Record) -> bool:
+    """Programs of schema 2 wrote such records."""
+    return not isinstance(record, Inexact)
+
+
 def _then(record: Record) -> Record:
     """Without what programs of schema 2 did not know."""
     if isinstance(record, HeadBound | Granted):
         sampling = replace(
-            record.request.sampling, grammar=None, allowed_token_ids=(), given_ids=(), echo=False
+            record.request.sampling,
+            grammar=None,
+            allowed_token_ids=(),
+            given_ids=(),
+            echo=False,
+            kv_int8=False,
         )
         request = replace(
             record.request,
@@ -156,7 +167,7 @@ def _then(record: Record) -> Record:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(records(32).map(_then), max_size=6))
+@given(st.lists(records(32).filter(_was_known).map(_then), max_size=6))
 def test_every_record_of_schema_2_is_carried_over_as_it_was(written: list[Record]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         schema2_file.make(Path(folder) / "j", written)
