@@ -142,19 +142,20 @@ async def both(
     """A mesh of each way."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shunt-kv-")))
-        limits, keys = httpx.Limits(max_connections=None), folder / "keys.json"
-        key = await _tolerant_key(keys)
+        limits, headers, keys = httpx.Limits(max_connections=None), dict[str, str](), list[str]()
+        if "int8" in ways:
+            file = folder / "keys.json"
+            headers["authorization"] = f"Bearer {await _tolerant_key(file)}"
+            keys = ["--keys", str(file)]
         client = await stack.enter_async_context(
-            httpx.AsyncClient(
-                timeout=WAIT_S, limits=limits, headers={"authorization": f"Bearer {key}"}
-            )
+            httpx.AsyncClient(timeout=WAIT_S, limits=limits, headers=headers)
         )
         running: dict[str, meshes.Mesh] = {}
         for way in ways:
             up = meshes.running(
                 folder / way,
                 env={**os.environ, "SHUNT_CONTROLLER_HANDOVER": "kv" if way == "int8" else way},
-                options=("--spares", "1", "--keys", str(keys)),
+                options=("--spares", "1", *keys),
                 store=store,
             )
             running[way] = await stack.enter_async_context(up)
