@@ -31,7 +31,7 @@ ANSWER_S = 5.0
 
 
 class KvCalls:
-    """What a head asks of all stages of its formation, its own included."""
+    """Implements KvMoves: what a head asks of all stages of its formation, its own included."""
 
     def __init__(self, exchange: KvExchange, peers: Peers, fetch_s: float) -> None:
         """`fetch_s` is how long blocks are worth waiting for before they are computed, where
@@ -49,11 +49,7 @@ class KvCalls:
         keep_s: float = 0.0,
         offered: bool = False,
     ) -> int | None:
-        """Every stage keeps what it holds of these, for so long at least, those first that come
-        first; behind the last ones nothing more. What is offered to another pipeline it keeps for
-        so long and no longer. So many every stage has room for; None: some stage did not answer,
-        and may be at it yet. They have as long for it as whoever fetches the blocks waits for
-        them."""
+        # Stages have as long for it as whoever fetches the blocks waits for them.
         limit_s = max(self._fetch_s, keep_s)
 
         async def here() -> int:
@@ -87,8 +83,6 @@ class KvCalls:
         limit_s: float,
         places: Mapping[bytes, int],
     ) -> Stored:
-        """All members of the heir keep what the source keeps of these, of their layers; who has no
-        formation yet lays them into the same `places` of a cache, if any are said."""
         layout = formation.kv_layout
 
         async def stored(member: KvMember) -> Stored:
@@ -125,8 +119,6 @@ class KvCalls:
     async def cache(
         self, heir: Heir, source: KvSource, chains: Sequence[Sequence[bytes]], limit_s: float
     ) -> Sequence[int]:
-        """The formation that the heir is has these lie in its caches: so many of each chain, from
-        its first on."""
         request = engine_pb2.CacheKvRequest(
             formation_id=heir.formation_id,
             source=common_wire.kv_source_to(source),
@@ -173,7 +165,6 @@ class KvCalls:
         return 0, KvSource(holder.formation_id, ())
 
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> Brought:
-        """Every stage fills these, as far as they come in the source's time."""
         limit_s = fetch.source.fetch_s or self._fetch_s
         kept, fetched_bytes, rounded = fetch.holder is not None, 0, False
 
@@ -207,7 +198,6 @@ class KvCalls:
         return Brought(count, fetched_bytes, rounded)
 
     async def end(self, formation: FormationPart, number: int) -> bool:
-        """No stage does anything to blocks any more for this number; False: one did not say so."""
 
         async def here() -> int:
             await formation.give_up(number)
